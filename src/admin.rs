@@ -1,0 +1,296 @@
+//! The operator's face: keys of orgs, rotations, certificates, the audit log.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::audit::{AuditEntry, Certificate};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+use crate::keyring::{OrgEntry, OrgPolicy};
+use crate::material::KeyMaterial;
+use crate::observe::Census;
+use crate::rotation::{HeaderCount, Rotation, Rotations, Target, Throttle};
+use crate::storage::{Space, prefix_range};
+
+/// Keys of the store's orgs. From [`Store::keys`](crate::Store::keys).
+#[derive(Clone)]
+pub struct KeyAdmin {
+    engine: Arc<Engine>,
+    rotations: Arc<Rotations>,
+}
+
+/// The keys of one org.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct OrgStatus {
+    /// Name.
+    pub name: String,
+    /// Id.
+    pub id: OrgId,
+    /// What it may do.
+    pub policy: OrgPolicy,
+    /// The suite that new values are sealed with.
+    pub suite: Suite,
+    /// Whether a rotation is under way.
+    pub rotating: bool,
+    /// Every version that it ever had, ascending.
+    pub versions: Vec<KeyStatus>,
+}
+
+/// One key version of an org.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct KeyStatus {
+    /// The version.
+    pub version: KeyVersion,
+    /// Its state.
+    pub state: KeyState,
+    /// Who made it.
+    pub origin: Origin,
+    /// Public check value of its material.
+    pub fingerprint: Fingerprint,
+    /// When it was installed, milliseconds since 1970-01-01 UTC.
+    pub created_unix_ms: u64,
+    /// When it was retired.
+    pub retired_unix_ms: Option<u64>,
+}
+
+impl KeyAdmin {
+    pub(crate) fn new(engine: Arc<Engine>, rotations: Arc<Rotations>) -> Self {
+        Self { engine, rotations }
+    }
+
+    /// Gives the org the key that it brought. When this returns, the key is on disk and every
+    /// new write uses it; what was written before is re-encrypted in the background, and then
+    /// the key before is retired.
+    ///
+    /// # Errors
+    /// [`Error::NotEntitled`](crate::Error::NotEntitled),
+    /// [`Error::KeyReused`](crate::Error::KeyReused),
+    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown),
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) while its key is suspended.
+    pub fn provision(&self, org: &str, material: KeyMaterial) -> Result<Rotation> {
+        self.install(org, material, Origin::Customer)
+    }
+
+    /// Replaces the org's platform key by a new one.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the org has a key of its own: use
+    /// [`return_to_platform_key`](Self::return_to_platform_key), or ask it for a new key.
+    pub fn rotate_platform_key(&self, org: &str) -> Result<Rotation> {
+        self.new_platform_key(org, Origin::Platform)
+    }
+
+    /// Replaces the org's own key by a new platform key.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if it has a platform key already.
+    pub fn return_to_platform_key(&self, org: &str) -> Result<Rotation> {
+        self.new_platform_key(org, Origin::Customer)
+    }
+
+    /// Changes the algorithm of the org's values; the key stays. Re-encrypts like any rotation,
+    /// and certifies that nothing is left under the suite before.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if it has this suite already.
+    pub fn change_suite(&self, org: &str, suite: Suite) -> Result<Rotation> {
+        let state = self.engine.org(org)?;
+        let before = self.engine.change_suite(&state, suite)?;
+        self.rotations.wake(&state);
+        Ok(Rotation::new(Arc::clone(&self.rotations), state, Target::Suite(before)))
+    }
+
+    /// Withholds the keys that the org brought: their material leaves the keyring and memory.
+    /// Reads and writes of this org that need them fail with
+    /// [`Error::KeySuspended`](crate::Error::KeySuspended), its rotations wait, other orgs do
+    /// not notice. Nothing is lost: [`resume`](Self::resume) takes the same key back.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if it has no key of its own.
+    pub fn suspend(&self, org: &str) -> Result<Vec<KeyVersion>> {
+        self.engine.suspend(&*self.engine.org(org)?)
+    }
+
+    /// Takes the material of a suspended key back.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`](crate::Error::WrongKey) for any other material.
+    pub fn resume(&self, org: &str, material: KeyMaterial) -> Result<KeyVersion> {
+        let state = self.engine.org(org)?;
+        let version = self.engine.resume(&state, material)?;
+        if self.rotations.is_rotating(&state) {
+            self.rotations.wake(&state);
+        }
+        Ok(version)
+    }
+
+    /// Changes what the org may do. A key that it brought stays.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite than
+    /// the org has.
+    pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<()> {
+        self.engine.set_policy(&*self.engine.org(org)?, policy)
+    }
+
+    /// The rotation of `org` that is under way, if one is: also one that was begun before the
+    /// store was last opened.
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown).
+    pub fn rotation(&self, org: &str) -> Result<Option<Rotation>> {
+        let state = self.engine.org(org)?;
+        let target = self.engine.with_keyring(|keyring| {
+            let entry = keyring.org(org)?;
+            let version = entry.leaving().into_iter().next_back().map(Target::Version);
+            Ok::<_, crate::Error>(version.or(entry.suite_before.map(Target::Suite)))
+        })?;
+        Ok(target.map(|target| Rotation::new(Arc::clone(&self.rotations), state, target)))
+    }
+
+    /// Every rotation that is under way, by org name.
+    ///
+    /// # Errors
+    /// Those of [`rotation`](Self::rotation).
+    pub fn rotations(&self) -> Result<Vec<Rotation>> {
+        let orgs = self.engine.orgs();
+        orgs.iter().filter_map(|org| self.rotation(&org.name).transpose()).collect()
+    }
+
+    /// Limits what rotations use, from now on and until the store is closed.
+    pub fn set_throttle(&self, throttle: Throttle) {
+        self.rotations.set_throttle(throttle);
+    }
+
+    /// The keys of one org.
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown).
+    pub fn status(&self, org: &str) -> Result<OrgStatus> {
+        self.engine.with_keyring(|keyring| keyring.org(org).map(status))
+    }
+
+    /// Counts the org's records by key version and suite, from their headers alone.
+    ///
+    /// # Errors
+    /// Disk errors of the machine.
+    pub fn census(&self, org: &str) -> Result<Census> {
+        HeaderCount::run(&self.engine, &*self.engine.org(org)?)
+    }
+
+    /// Every certificate in the store, by org id and version. One that does not open is an
+    /// error in its place.
+    pub fn certificates(&self) -> impl Iterator<Item = Result<Certificate>> + use<> {
+        let engine = Arc::clone(&self.engine);
+        let all = engine.storage.scan(Space::System, prefix_range(Certificate::PREFIX));
+        all.map(move |pair| {
+            let (key, stored) = pair?;
+            let why = "it is damaged in the database";
+            let certificate: Certificate = engine
+                .notary
+                .open(&key, &stored)
+                .ok_or(crate::Error::CertificateInvalid { why })?;
+            engine.notary.verify(&certificate).map(|()| certificate)
+        })
+    }
+
+    /// Whether this store made the certificate, and nobody altered it.
+    ///
+    /// # Errors
+    /// [`Error::CertificateInvalid`](crate::Error::CertificateInvalid).
+    pub fn verify_certificate(&self, certificate: &Certificate) -> Result<()> {
+        self.engine.notary.verify(certificate)
+    }
+
+    /// The audit log from its first entry, each checked against the one before and the last
+    /// against the keyring: it ends with an error if anything was changed, removed or cut off.
+    #[must_use]
+    pub fn audit(&self) -> AuditLog {
+        let end = self.engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
+        AuditLog { engine: Arc::clone(&self.engine), at: (0, [0; 32]), end, broken: false }
+    }
+
+    fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {
+        let state = self.engine.org(org)?;
+        let installed = self.engine.install(&state, material, origin)?;
+        self.rotations.wake(&state);
+        let target = Target::Version(installed.from);
+        Ok(Rotation::new(Arc::clone(&self.rotations), state, target))
+    }
+
+    fn new_platform_key(&self, org: &str, replacing: Origin) -> Result<Rotation> {
+        self.engine.with_keyring(|keyring| {
+            let entry = keyring.org(org)?;
+            match (entry.newest().origin, replacing) {
+                (Origin::Customer, Origin::Platform) => Err(entry.conflict(
+                    "it has a key of its own; ask it for a new one, or return it to a platform key",
+                )),
+                (Origin::Platform, Origin::Customer) => {
+                    Err(entry.conflict("it has a platform key already"))
+                }
+                _ => Ok(()),
+            }
+        })?;
+        self.install(org, KeyMaterial::generate()?, Origin::Platform)
+    }
+}
+
+/// Entries of the audit log, in order. From [`KeyAdmin::audit`].
+pub struct AuditLog {
+    engine: Arc<Engine>,
+    at: crate::audit::Head,
+    end: crate::audit::Head,
+    broken: bool,
+}
+
+impl Iterator for AuditLog {
+    type Item = Result<AuditEntry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.broken || self.at.0 == self.end.0 {
+            return None;
+        }
+        let read = self.engine.read_audit_entry(self.at, self.end);
+        self.broken = read.is_err();
+        Some(read.map(|(entry, head)| {
+            self.at = head;
+            entry
+        }))
+    }
+}
+
+impl fmt::Debug for AuditLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AuditLog(entry {} of {})", self.at.0, self.end.0)
+    }
+}
+
+impl fmt::Debug for KeyAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyAdmin").finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn status(entry: &OrgEntry) -> OrgStatus {
+    let key = |v: &crate::keyring::VersionEntry| KeyStatus {
+        version: v.version,
+        state: v.state,
+        origin: v.origin,
+        fingerprint: v.fingerprint,
+        created_unix_ms: v.created,
+        retired_unix_ms: v.retired,
+    };
+    OrgStatus {
+        name: entry.name.clone(),
+        id: entry.id,
+        policy: entry.policy.clone(),
+        suite: entry.suite,
+        rotating: entry.is_rotating(),
+        versions: entry.versions.iter().map(key).collect(),
+    }
+}

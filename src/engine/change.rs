@@ -1,0 +1,261 @@
+//! Changing the keyring: on disk first, then in memory, then told to the database.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::{Engine, OrgKeys, OrgState};
+use crate::audit::{AuditEvent, Draft, now_unix_ms};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::id::{KeyVersion, OrgId, Origin, Suite};
+use crate::keyring::root::RootKey;
+use crate::keyring::{Installed, Keyring, OrgPolicy, Owed};
+use crate::material::{self, KeyMaterial};
+use crate::storage::Space;
+
+/// What a change of the keyring adds to the audit log.
+pub(crate) type Drafts = Vec<Draft>;
+
+impl Engine {
+    /// Applies `change` to a copy of the keyring and makes the copy the store's keyring:
+    ///
+    /// 1. the file, with the audit entries and certificates that the change owes: the one
+    ///    moment at which the change happens, also for a crash;
+    /// 2. the copy in memory; must come after 1, or values are sealed under a version that a
+    ///    crash forgets (invariant 3);
+    /// 3. what is owed, into the database, then a sync; until that is known to be done, it
+    ///    stays in the keyring and is done again at each open.
+    ///
+    /// The caller publishes the org's new keys. Nothing is changed if `change` refuses.
+    pub(crate) fn change<T>(
+        &self,
+        root: Option<RootKey>,
+        change: impl FnOnce(&mut Keyring, &mut Drafts) -> Result<T>,
+    ) -> Result<T> {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = ring.keyring.duplicate();
+        if ring.settled == next.generation {
+            next.outbox.clear();
+        }
+        next.generation += 1;
+        next.syncs = self.syncs();
+        let mut drafts = Drafts::new();
+        let outcome = change(&mut next, &mut drafts)?;
+        let now = now_unix_ms();
+        for draft in drafts {
+            let head = (next.audit_entries, next.audit_hash);
+            let (key, value, head) = self.notary.append(head, draft, now)?;
+            (next.audit_entries, next.audit_hash) = head;
+            next.outbox.push(Owed { key, value });
+        }
+        ring.file.save(root.as_ref().unwrap_or(&ring.root), &next)?;
+        failpoint::reach("keyring.saved", "");
+        if let Some(root) = root {
+            ring.root = root;
+        }
+        let generation = next.generation;
+        ring.keyring = next;
+        let owed = self.pay_outbox(&ring.keyring);
+        drop(ring);
+        failpoint::reach("outbox.written", "");
+        self.note_generation(generation);
+        // The change has happened. A failure here is one of the database, which the next
+        // durable write will meet too; what is owed stays in the keyring meanwhile.
+        match owed.and_then(|()| self.sync()) {
+            Ok(()) => {
+                let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+                ring.settled = ring.settled.max(generation);
+            }
+            Err(error) => tracing::warn!(%error, generation, "keyring changed, sync failed"),
+        }
+        Ok(outcome)
+    }
+
+    pub(super) fn pay_outbox(&self, keyring: &Keyring) -> Result<()> {
+        for Owed { key, value } in &keyring.outbox {
+            self.storage.put(Space::System, key, Some(value.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Rebuilds what the org's gate gives out from the newest keyring, and waits for the
+    /// writers inside.
+    pub(crate) fn publish(&self, org: &OrgState) {
+        let _one_at_a_time = org.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = org.gate.snapshot();
+        let next = self.with_keyring(|keyring| {
+            let entry = keyring.org(&org.name).ok()?;
+            Some(OrgKeys::new(entry, Arc::clone(&org.name), Some(&before)))
+        });
+        if let Some(next) = next {
+            let drained = Arc::new(org.gate.replace(next));
+            *org.drained.lock().unwrap_or_else(PoisonError::into_inner) = drained;
+            failpoint::reach("keyring.published", &org.name);
+        }
+    }
+
+    pub(crate) fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Arc<OrgState>> {
+        self.check_open()?;
+        let mut id = [0; OrgId::LEN];
+        material::random(&mut id)?;
+        let id = OrgId::from_bytes(id);
+        let material = KeyMaterial::generate()?;
+        let org = self.change(None, |keyring, drafts| {
+            let fingerprint = keyring.create_org(id, name, policy, material, now_unix_ms())?;
+            let draft = Draft::new(AuditEvent::OrgCreated);
+            drafts.push(draft.org(name, id).key(KeyVersion::FIRST, fingerprint));
+            Ok(Arc::new(OrgState::new(keyring.org(name)?)))
+        })?;
+        let mut orgs = self.orgs.write().unwrap_or_else(PoisonError::into_inner);
+        orgs.insert(name.to_owned(), Arc::clone(&org));
+        tracing::info!(org = name, id = %id, "org created");
+        Ok(org)
+    }
+
+    /// Installs and activates a key. What is refused is audited too.
+    pub(crate) fn install(
+        &self,
+        org: &OrgState,
+        material: KeyMaterial,
+        origin: Origin,
+    ) -> Result<Installed> {
+        self.check_open()?;
+        let fingerprint = material.fingerprint();
+        let event = match origin {
+            Origin::Customer => AuditEvent::KeyProvisioned,
+            Origin::Platform => AuditEvent::PlatformKeyRotated,
+        };
+        let is_root = self.root_fingerprint() == fingerprint;
+        let installed = self.change(None, |keyring, drafts| {
+            if is_root {
+                return Err(Error::KeyReused { fingerprint });
+            }
+            let installed = keyring.install(&org.name, material, origin, now_unix_ms())?;
+            let draft = Draft::new(event).org(&org.name, org.id);
+            drafts.push(draft.key(installed.to, fingerprint));
+            Ok(installed)
+        });
+        match installed {
+            Ok(installed) => {
+                self.publish(org);
+                let Installed { from, to, .. } = installed;
+                tracing::info!(org = %org.name, %from, %to, %origin, %fingerprint, "key activated");
+                Ok(installed)
+            }
+            Err(refused) => Err(self.audit_refusal(org, fingerprint, refused)),
+        }
+    }
+
+    /// Notes a refused key, and gives the refusal back.
+    pub(crate) fn audit_refusal(
+        &self,
+        org: &OrgState,
+        fingerprint: crate::id::Fingerprint,
+        refused: Error,
+    ) -> Error {
+        if refused.is_environment() {
+            return refused;
+        }
+        tracing::warn!(org = %org.name, %fingerprint, error = %refused, "key refused");
+        let noted = self.change(None, |_, drafts| {
+            let event = AuditEvent::KeyRefused { why: refused.to_string() };
+            let mut draft = Draft::new(event).org(&org.name, org.id);
+            draft.fingerprint = Some(fingerprint);
+            drafts.push(draft);
+            Ok(())
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "a refusal could not be audited");
+        }
+        refused
+    }
+
+    pub(crate) fn change_suite(&self, org: &OrgState, suite: Suite) -> Result<Suite> {
+        self.check_open()?;
+        let from = self.change(None, |keyring, drafts| {
+            let from = keyring.org_mut(&org.name)?.change_suite(suite)?;
+            let event = AuditEvent::SuiteChanged { from, to: suite };
+            drafts.push(Draft::new(event).org(&org.name, org.id));
+            Ok(from)
+        })?;
+        self.publish(org);
+        Ok(from)
+    }
+
+    pub(crate) fn set_policy(&self, org: &OrgState, policy: OrgPolicy) -> Result<()> {
+        self.check_open()?;
+        self.change(None, |keyring, drafts| {
+            let entry = keyring.org_mut(&org.name)?;
+            if policy.suite() != entry.suite {
+                return Err(
+                    entry.conflict("a policy does not change the suite: `change_suite` does")
+                );
+            }
+            entry.policy = policy;
+            drafts.push(Draft::new(AuditEvent::PolicyChanged).org(&org.name, org.id));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn suspend(&self, org: &OrgState) -> Result<Vec<KeyVersion>> {
+        self.check_open()?;
+        let versions = self.change(None, |keyring, drafts| {
+            let entry = keyring.org_mut(&org.name)?;
+            let versions = entry.suspend()?;
+            for &version in &versions {
+                let draft = Draft::new(AuditEvent::KeySuspended).org(&org.name, org.id);
+                let fingerprint = entry.version(version).map(|v| v.fingerprint);
+                drafts.push(Draft { version: Some(version), fingerprint, ..draft });
+            }
+            Ok(versions)
+        })?;
+        self.publish(org);
+        tracing::warn!(org = %org.name, ?versions, "key suspended");
+        Ok(versions)
+    }
+
+    pub(crate) fn resume(&self, org: &OrgState, material: KeyMaterial) -> Result<KeyVersion> {
+        self.check_open()?;
+        let fingerprint = material.fingerprint();
+        let resumed = self.change(None, |keyring, drafts| {
+            let version = keyring.org_mut(&org.name)?.resume(material)?;
+            let draft = Draft::new(AuditEvent::KeyResumed).org(&org.name, org.id);
+            drafts.push(draft.key(version, fingerprint));
+            Ok(version)
+        });
+        match resumed {
+            Ok(version) => {
+                self.publish(org);
+                tracing::info!(org = %org.name, %version, "key resumed");
+                Ok(version)
+            }
+            Err(refused) => Err(self.audit_refusal(org, fingerprint, refused)),
+        }
+    }
+
+    /// Wraps the keyring under another root key.
+    pub(crate) fn change_root_key(&self, root: RootKey) -> Result<()> {
+        self.check_open()?;
+        let fingerprint = root.fingerprint();
+        self.change(Some(root), |keyring, drafts| {
+            let mut versions = keyring.orgs.iter().flat_map(|org| &org.versions);
+            if versions.any(|version| version.fingerprint == fingerprint) {
+                return Err(Error::KeyReused { fingerprint });
+            }
+            let mut draft = Draft::new(AuditEvent::RootKeyChanged);
+            draft.fingerprint = Some(fingerprint);
+            drafts.push(draft);
+            Ok(())
+        })?;
+        tracing::info!(%fingerprint, "root key changed");
+        Ok(())
+    }
+
+    pub(crate) fn root_fingerprint(&self) -> crate::id::Fingerprint {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).root.fingerprint()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,186 @@
+//! Durable syncs: shared by the threads that wait at the same time, counted by the mark.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::mark::{Mark, Position};
+use crate::storage::Space;
+
+/// Where the database holds its own position.
+pub(super) const POSITION_KEY: &[u8] = b"position";
+
+pub(super) struct Durability {
+    mark: Mark,
+    rounds: GroupCommit,
+    position: Mutex<Position>,
+    generation: AtomicU64,
+    /// Writes so far, and how many of them a sync is known to have covered.
+    written: AtomicU64,
+    covered: AtomicU64,
+}
+
+impl Durability {
+    pub(super) fn new(mark: Mark, position: Position) -> Self {
+        Self {
+            mark,
+            rounds: GroupCommit::default(),
+            generation: AtomicU64::new(position.generation),
+            position: Mutex::new(position),
+            written: AtomicU64::new(0),
+            covered: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Engine {
+    /// Notes that the storage has something to sync.
+    pub(crate) fn written(&self) {
+        self.durability.written.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns when everything written before the call would survive a power cut.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.durability.rounds.run(|| self.sync_round())
+    }
+
+    pub(crate) fn sync_if_dirty(&self) -> Result<()> {
+        let state = &self.durability;
+        if state.written.load(Ordering::Acquire) == state.covered.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.sync()
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        self.durability.position.lock().unwrap_or_else(PoisonError::into_inner).syncs
+    }
+
+    pub(super) fn note_generation(&self, generation: u64) {
+        self.durability.generation.store(generation, Ordering::Release);
+        self.written();
+    }
+
+    /// 1. the database's own position, counted up;
+    /// 2. the database durable; must come after 1, or the position proves nothing;
+    /// 3. the mark; must come after 2, or a crash between them looks like a rollback.
+    ///
+    /// If a step fails the position is not taken over, so the next round counts to it again
+    /// and the database is never more than one ahead of the mark.
+    fn sync_round(&self) -> Result<()> {
+        let state = &self.durability;
+        let written = state.written.load(Ordering::Acquire);
+        let mut position = state.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = Position {
+            syncs: position.syncs + 1,
+            generation: state.generation.load(Ordering::Acquire),
+        };
+        let encoded = state.mark.encode(next).to_vec();
+        self.storage.put(Space::System, POSITION_KEY, Some(encoded))?;
+        failpoint::reach("sync.counted", "");
+        self.storage.sync()?;
+        failpoint::reach("sync.flushed", "");
+        state.mark.advance(next)?;
+        failpoint::reach("sync.marked", "");
+        *position = next;
+        state.covered.fetch_max(written, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+/// One thread works for all that wait: whoever comes while a round runs shares the next one.
+#[derive(Default)]
+struct GroupCommit {
+    state: Mutex<Rounds>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Rounds {
+    started: u64,
+    running: bool,
+    /// The last round that ended well: it covers all that came before it.
+    succeeded: u64,
+    failed: Option<(u64, Error)>,
+}
+
+impl GroupCommit {
+    /// Returns when a round that started after this call has ended.
+    fn run(&self, work: impl Fn() -> Result<()>) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = state.started + 1;
+        loop {
+            if state.succeeded >= mine {
+                return Ok(());
+            }
+            match &state.failed {
+                Some((round, error)) if *round >= mine => return Err(error.clone()),
+                _ => {}
+            }
+            if state.running {
+                state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.running = true;
+            state.started += 1;
+            let round = state.started;
+            drop(state);
+            let outcome = work();
+            state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.running = false;
+            match outcome {
+                Ok(()) => state.succeeded = round,
+                Err(error) => state.failed = Some((round, error)),
+            }
+            self.ended.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn waiters_share_a_round_that_started_after_them() {
+        const THREADS: usize = 8;
+        const EACH: usize = 50;
+        let commit = GroupCommit::default();
+        let (written, rounds) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let durable = AtomicUsize::new(0);
+        let start = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..EACH {
+                        let mine = written.fetch_add(1, Ordering::SeqCst) + 1;
+                        commit
+                            .run(|| {
+                                let covered = written.load(Ordering::SeqCst);
+                                std::thread::yield_now();
+                                durable.fetch_max(covered, Ordering::SeqCst);
+                                rounds.fetch_add(1, Ordering::SeqCst);
+                                Ok(())
+                            })
+                            .unwrap();
+                        assert!(durable.load(Ordering::SeqCst) >= mine);
+                    }
+                });
+            }
+        });
+        assert!(rounds.load(Ordering::SeqCst) <= THREADS * EACH);
+    }
+
+    #[test]
+    fn a_failed_round_fails_its_waiters_and_not_the_next() {
+        let commit = GroupCommit::default();
+        assert!(commit.run(|| Err(Error::Closed)).is_err());
+        assert!(commit.run(|| Ok(())).is_ok());
+    }
+}

@@ -1,0 +1,242 @@
+//! The shared state behind the handles. Every operation reads the keys once, from one
+//! immutable snapshot (invariant 2).
+
+mod change;
+mod durability;
+mod opening;
+mod orgs;
+mod watch;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam::sync::ShardedLock;
+
+use crate::audit::{self, AuditEntry, Head, Notary};
+use crate::envelope::{self, Header, Value};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::keyring::Keyring;
+use crate::keyring::root::{KeyringFile, RootKey};
+use crate::storage::{Space, Storage, Stored};
+
+use durability::Durability;
+pub(crate) use opening::EngineOptions;
+pub(crate) use orgs::{OrgKeys, OrgState};
+pub(crate) use watch::Watchers;
+pub use watch::{Change, Watch};
+
+/// Longest name of a record, bytes.
+pub const MAX_NAME_LEN: usize = 4 << 10;
+/// Longest value, bytes.
+pub const MAX_VALUE_LEN: usize = 64 << 20;
+
+pub(crate) struct Engine {
+    pub(crate) storage: Box<dyn Storage>,
+    pub(crate) notary: Notary,
+    dir: PathBuf,
+    orgs: ShardedLock<HashMap<String, Arc<OrgState>>>,
+    ring: Mutex<Ring>,
+    durability: Durability,
+    closed: AtomicBool,
+    /// Locked for this process as long as the engine lives; must be the last field, so that
+    /// the database is closed before the lock is let go.
+    _lock: File,
+}
+
+/// The keyring in memory, always the one that the file holds.
+pub(crate) struct Ring {
+    pub(crate) keyring: Keyring,
+    root: RootKey,
+    file: KeyringFile,
+    /// Generation whose outbox is known to be durable in the database.
+    settled: u64,
+}
+
+impl Engine {
+    pub(crate) fn org(&self, name: &str) -> Result<Arc<OrgState>> {
+        let orgs = self.orgs.read().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || Error::OrgUnknown { org: name.to_owned() };
+        orgs.get(name).cloned().ok_or_else(unknown)
+    }
+
+    /// By name.
+    pub(crate) fn orgs(&self) -> Vec<Arc<OrgState>> {
+        let orgs = self.orgs.read().unwrap_or_else(PoisonError::into_inner);
+        let mut orgs: Vec<_> = orgs.values().cloned().collect();
+        orgs.sort_by(|a, b| a.name.cmp(&b.name));
+        orgs
+    }
+
+    /// Looks at the keyring under its lock; keep it short.
+    pub(crate) fn with_keyring<T>(&self, look: impl FnOnce(&Keyring) -> T) -> T {
+        look(&self.ring.lock().unwrap_or_else(PoisonError::into_inner).keyring)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Refuses further operations through handles, and makes what was written durable.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Relaxed);
+        for org in self.orgs() {
+            org.watchers.close();
+        }
+        self.sync_if_dirty()
+    }
+
+    /// Reads and opens one record. The snapshot is taken before the bytes are read: if the
+    /// version found is not in it, and it is no longer the newest, both are read again, so a
+    /// reader never fails because a key was just retired (invariant 6).
+    pub(crate) fn read(&self, org: &OrgState, name: &[u8]) -> Result<Option<Value>> {
+        let key = org.key(name);
+        loop {
+            let keys = org.gate.snapshot();
+            let Some(stored) = self.storage.get(Space::Records, &key)? else {
+                return Ok(None);
+            };
+            failpoint::reach("get.fetched", &org.name);
+            match keys.open(name, &stored) {
+                Ok(value) => return Ok(Some(value)),
+                Err(_) if !org.gate.is_current(&keys) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens bytes that were read earlier, without a snapshot; if they do not open, the record
+    /// is read afresh.
+    pub(crate) fn open_or_reread(
+        &self,
+        org: &OrgState,
+        name: &[u8],
+        stored: &Stored,
+    ) -> Result<Option<Value>> {
+        match org.gate.snapshot().open(name, stored) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => self.read(org, name),
+        }
+    }
+
+    /// The audit entry after `at`; `end` is where the keyring says that the log ends.
+    pub(crate) fn read_audit_entry(&self, at: Head, end: Head) -> Result<(AuditEntry, Head)> {
+        let stored = self.storage.get(Space::System, &audit::entry_key(at.0 + 1))?;
+        let (entry, head) = self.notary.read(at, stored.as_deref())?;
+        if head.0 == end.0 && head.1 != end.1 {
+            let why = "it is not the last entry that the keyring knows";
+            return Err(Error::AuditBroken { entry: head.0, why });
+        }
+        Ok((entry, head))
+    }
+
+    /// Seals and writes, or deletes, one record inside the org's gate.
+    pub(crate) fn write(&self, org: &OrgState, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let key = org.key(name);
+        let keys = org.gate.enter();
+        let envelope = value.map(|value| keys.seal(name, value)).transpose()?;
+        failpoint::reach("put.sealed", &org.name);
+        self.storage.put(Space::Records, &key, envelope)?;
+        drop(keys);
+        self.written();
+        org.watchers.changed(name);
+        Ok(())
+    }
+}
+
+impl OrgKeys {
+    /// Seals under the active version.
+    pub(crate) fn seal(&self, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+        let slot = self.sealing()?;
+        let header = Header { suite: self.suite, org: self.org, version: self.active };
+        let envelope = envelope::seal(slot.key(self.suite), &header, name, value)?;
+        slot.counters.sealed();
+        Ok(envelope)
+    }
+
+    /// Opens under exactly the version and suite that the envelope's header names.
+    pub(crate) fn open(&self, name: &[u8], stored: &[u8]) -> Result<Value> {
+        let header = self.header(stored).map_err(|fault| self.damaged(name, fault))?;
+        let (key, counters) = self.opening(&header, name)?;
+        match envelope::open(key, name, stored) {
+            Ok(value) => {
+                counters.opened();
+                Ok(value)
+            }
+            Err(fault) => {
+                counters.failed();
+                Err(self.damaged(name, fault))
+            }
+        }
+    }
+
+    /// The header, if it is one of this org.
+    pub(crate) fn header(&self, stored: &[u8]) -> Result<Header, envelope::Fault> {
+        let header = Header::decode(stored)?;
+        if header.org == self.org { Ok(header) } else { Err(envelope::Fault::Org(header.org)) }
+    }
+
+    /// Whether a rotation leaves this record as it is.
+    pub(crate) fn is_current(&self, header: &Header) -> bool {
+        header.version == self.active && header.suite == self.suite
+    }
+
+    fn damaged(&self, name: &[u8], why: impl ToString) -> Error {
+        Error::RecordDamaged {
+            org: self.name.to_string(),
+            name: printable(name),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// A name for messages: control characters and bytes that are no UTF-8 escaped, cut to 256
+/// characters.
+pub(crate) fn printable(name: &[u8]) -> String {
+    const LIMIT: usize = 256;
+    let mut text = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                text.extend(c.escape_default());
+            } else {
+                text.push(c);
+            }
+        }
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    if let Some((end, _)) = text.char_indices().nth(LIMIT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME_LEN {
+        return Err(Error::NameLength { len: name.len(), limit: MAX_NAME_LEN });
+    }
+    Ok(())
+}
+
+pub(crate) fn check_value(value: &[u8]) -> Result<()> {
+    if value.len() > MAX_VALUE_LEN {
+        return Err(Error::ValueTooLarge { len: value.len(), limit: MAX_VALUE_LEN });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_print_escaped_and_cut() {
+        assert_eq!(printable(b"a/\xc3\xa4"), "a/ä");
+        assert_eq!(printable(b"a\n\xff"), "a\\n\\xff");
+        assert_eq!(printable(&[b'x'; 300]).chars().count(), 257);
+    }
+}

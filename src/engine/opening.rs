@@ -1,0 +1,252 @@
+//! Opening a store: whose it is, whether all its parts are of one age, what is still owed.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use crossbeam::sync::ShardedLock;
+
+use super::durability::{Durability, POSITION_KEY};
+use super::{Engine, OrgState, Ring};
+use crate::audit::{AuditEvent, Draft, Notary};
+use crate::error::{Error, Result};
+use crate::keyring::Keyring;
+use crate::keyring::root::{KeyringFile, RootKey};
+use crate::mark::{Mark, Position};
+use crate::sealed::file;
+use crate::storage::{SledOptions, SledStorage, Space, Storage};
+
+#[derive(Clone, Debug)]
+pub(crate) struct EngineOptions {
+    pub(crate) sled: SledOptions,
+    /// Make a store where there is none.
+    pub(crate) create: bool,
+    /// Open although a part went back in time.
+    pub(crate) accept_rollback: bool,
+}
+
+impl Engine {
+    /// The root key is tried before anything is written, so a wrong one leaves the directory
+    /// untouched.
+    pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
+        let file = KeyringFile::new(dir.join("keyring"));
+        if !file.path().exists() && !options.create {
+            return Err(Error::damaged(dir, "there is no store here; nothing was created"));
+        }
+        make_dir(dir)?;
+        let mut lock = lock(dir)?;
+        let database = dir.join("db");
+        let found = file.load(&root)?;
+        let is_new = found.is_none();
+        let keyring = match found {
+            Some(keyring) => keyring,
+            None => new_keyring(dir, &database)?,
+        };
+        let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
+        let marked = Mark::load(dir, keyring.store, &mark_key)?;
+        if keyring.syncs > 0 && !SledStorage::exists(&database) {
+            let why = "it is missing, but the keyring knows of data in it; nothing was changed; \
+                       restore it from a backup";
+            return Err(Error::damaged(&database, why));
+        }
+        note_process(&mut lock)?;
+        file.discard_leftovers()?;
+        if is_new {
+            file.save(&root, &keyring)?;
+        }
+        let storage = SledStorage::open(&database, &options.sled)?;
+        let held = storage
+            .get(Space::System, POSITION_KEY)?
+            .and_then(|stored| Position::decode(&stored, keyring.store, &mark_key));
+        let behind = gone_back(&keyring, held, marked);
+        if let Some(error) = &behind
+            && !options.accept_rollback
+        {
+            return Err(error.clone());
+        }
+        let position = newest(&keyring, held, marked);
+        let keyring = Keyring { generation: position.generation, ..keyring };
+        let notary = Notary::new(&keyring.secret);
+        let mark = Mark::open(dir, keyring.store, mark_key)?;
+        let orgs = keyring
+            .orgs
+            .iter()
+            .map(|entry| (entry.name.clone(), Arc::new(OrgState::new(entry))))
+            .collect::<HashMap<_, _>>();
+        let engine = Self {
+            storage: Box::new(storage),
+            notary,
+            dir: dir.to_owned(),
+            orgs: ShardedLock::new(orgs),
+            durability: Durability::new(mark, position),
+            ring: Mutex::new(Ring { keyring, root, file, settled: 0 }),
+            closed: AtomicBool::new(false),
+            _lock: lock,
+        };
+        engine.pay_outbox(&engine.ring().keyring)?;
+        if is_new {
+            engine.change(None, |_, drafts| {
+                drafts.push(Draft::new(AuditEvent::StoreCreated));
+                Ok(())
+            })?;
+        }
+        if let Some(error) = behind {
+            tracing::warn!(%error, "rollback accepted");
+            engine.change(None, |_, drafts| {
+                let what = error.to_string();
+                drafts.push(Draft::new(AuditEvent::RollbackAccepted { what }));
+                Ok(())
+            })?;
+        }
+        tracing::info!(dir = %engine.dir.display(), orgs = engine.orgs().len(), "store opened");
+        Ok(Arc::new(engine))
+    }
+
+    fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+        .recursive(true)
+        .create(dir)
+        .map_err(|e| Error::io(format!("creating {}", dir.display()), e))
+}
+
+/// Locks the directory; sled's own lock on its file comes later and names no process.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("LOCK");
+    let during = |e| Error::io(format!("locking {}", path.display()), e);
+    let mut lock = file::private(&path).map_err(during)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let read = lock.read_to_string(&mut holder);
+            let pid = read.ok().and_then(|_| holder.trim().parse().ok());
+            Err(Error::StoreLocked { path: dir.to_owned(), pid })
+        }
+        Err(TryLockError::Error(e)) => Err(during(e)),
+    }
+}
+
+fn note_process(lock: &mut File) -> Result<()> {
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(|e| Error::io("writing LOCK", e))
+}
+
+fn new_keyring(dir: &Path, database: &Path) -> Result<Keyring> {
+    if SledStorage::exists(database) || Mark::path(dir).exists() {
+        let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
+                   restore the file from a backup";
+        return Err(Error::damaged(&dir.join("keyring"), why));
+    }
+    let occupied = fs::read_dir(dir)
+        .map_err(|e| Error::io(format!("listing {}", dir.display()), e))?
+        .filter_map(Result::ok)
+        .any(|entry| !["LOCK", "keyring.new"].iter().any(|ours| entry.file_name() == *ours));
+    if occupied {
+        return Err(Error::damaged(
+            dir,
+            "the directory holds files that are not of a store; nothing was changed; give an \
+             empty directory or one that does not exist",
+        ));
+    }
+    Keyring::new()
+}
+
+/// Compares what keyring, database and mark say of each other. Each can only be as old as the
+/// protocol of `Engine::sync` and `Engine::change` leaves it after a crash.
+fn gone_back(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> Option<Error> {
+    let database = held.unwrap_or_default();
+    let mark = marked.unwrap_or_default();
+    let rolled_back = |what: String, syncs: Option<u64>| Some(Error::RolledBack { what, syncs });
+
+    let known = mark.syncs.max(keyring.syncs);
+    if database.syncs < known {
+        let behind = known - database.syncs;
+        let what = format!(
+            "the database (db/) is {behind} durable syncs behind the {}: it was damaged or an \
+             older copy was put back",
+            if mark.syncs == known { "mark" } else { "keyring" }
+        );
+        return rolled_back(what, Some(behind));
+    }
+    // A crash between the two writes of a sync leaves the database one ahead.
+    if database.syncs > mark.syncs + 1 {
+        let behind = database.syncs - mark.syncs;
+        let what = if marked.is_none() {
+            "the mark is missing".to_owned()
+        } else {
+            format!("the mark is {behind} durable syncs behind the database: it is an older copy")
+        };
+        return rolled_back(what, None);
+    }
+    let generation = database.generation.max(mark.generation);
+    if keyring.generation < generation {
+        let what = format!(
+            "the keyring is of generation {}, the database knows of {generation}: an older \
+             keyring was put back",
+            keyring.generation
+        );
+        return rolled_back(what, None);
+    }
+    None
+}
+
+fn newest(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> Position {
+    let (held, marked) = (held.unwrap_or_default(), marked.unwrap_or_default());
+    Position {
+        syncs: keyring.syncs.max(held.syncs).max(marked.syncs),
+        generation: keyring.generation.max(held.generation).max(marked.generation),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(syncs: u64, generation: u64) -> Option<Position> {
+        Some(Position { syncs, generation })
+    }
+
+    fn verdict(keyring: (u64, u64), held: Option<Position>, marked: Option<Position>) -> String {
+        let mut ring = Keyring::new().unwrap();
+        (ring.syncs, ring.generation) = keyring;
+        gone_back(&ring, held, marked).map_or_else(String::new, |error| match error {
+            Error::RolledBack { what, .. } => what,
+            other => panic!("{other}"),
+        })
+    }
+
+    /// Invariants 10 and 11: every state that a crash may leave opens, every older copy of one
+    /// part does not.
+    #[test]
+    fn what_counts_as_gone_back() {
+        for fine in [
+            verdict((0, 0), None, None),
+            verdict((0, 1), at(1, 0), None),
+            verdict((5, 3), at(9, 3), at(9, 3)),
+            verdict((5, 3), at(10, 3), at(9, 3)),
+            verdict((9, 4), at(9, 3), at(9, 3)),
+        ] {
+            assert_eq!(fine, "");
+        }
+        assert!(verdict((5, 3), at(7, 3), at(9, 3)).contains("2 durable syncs behind the mark"));
+        assert!(verdict((5, 3), None, at(9, 3)).contains("9 durable syncs"));
+        assert!(verdict((9, 3), at(7, 3), at(7, 3)).contains("2 durable syncs behind the keyring"));
+        assert!(verdict((5, 3), at(11, 3), at(9, 3)).contains("the mark is 2"));
+        assert!(verdict((5, 3), at(9, 3), None).contains("mark is missing"));
+        assert!(verdict((5, 2), at(9, 3), at(9, 3)).contains("older keyring"));
+        assert!(verdict((5, 2), at(9, 2), at(9, 3)).contains("older keyring"));
+    }
+}

@@ -1,0 +1,157 @@
+//! What is held in memory of one org: its keys, ready for use, behind its gate.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Watchers;
+use crate::envelope::Header;
+use crate::envelope::suite::SuiteKey;
+use crate::error::{Error, Result};
+use crate::gate::{Drained, Gate};
+use crate::id::{KeyState, KeyVersion, OrgId, Origin, Suite};
+use crate::keyring::{OrgEntry, VersionEntry};
+use crate::material::KeyMaterial;
+use crate::observe::VersionCounters;
+
+/// One org, as long as the store is open.
+pub(crate) struct OrgState {
+    pub(crate) id: OrgId,
+    pub(crate) name: Arc<str>,
+    pub(crate) gate: Gate<OrgKeys>,
+    pub(crate) watchers: Watchers,
+    /// Held while the gate's content is rebuilt from the keyring, so that the newest wins.
+    pub(super) publishing: Mutex<()>,
+    /// Proof for the newest snapshot that every writer inside uses.
+    pub(super) drained: Mutex<Arc<Drained<OrgKeys>>>,
+}
+
+/// The org's keys at one moment. Immutable.
+pub(crate) struct OrgKeys {
+    pub(crate) org: OrgId,
+    pub(crate) name: Arc<str>,
+    pub(crate) suite: Suite,
+    pub(crate) active: KeyVersion,
+    /// Ascending by version.
+    pub(crate) slots: Vec<Slot>,
+}
+
+/// One key version. Cloned from snapshot to snapshot, so counters and keys are shared.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    pub(crate) version: KeyVersion,
+    pub(crate) origin: Origin,
+    pub(crate) state: KeyState,
+    pub(crate) counters: Arc<VersionCounters>,
+    /// Wiped when the last snapshot that has them, and the last operation using it, are gone.
+    keys: Option<Arc<[SuiteKey; Suite::ALL.len()]>>,
+}
+
+/// A slot with its keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Usable<'a> {
+    keys: &'a [SuiteKey; Suite::ALL.len()],
+    pub(crate) counters: &'a VersionCounters,
+}
+
+impl<'a> Usable<'a> {
+    pub(crate) fn key(self, suite: Suite) -> &'a SuiteKey {
+        match suite {
+            Suite::Xaes256Gcm => &self.keys[0],
+            Suite::XChaCha20Poly1305 => &self.keys[1],
+        }
+    }
+}
+
+impl OrgState {
+    pub(super) fn new(entry: &OrgEntry) -> Self {
+        let name = Arc::from(entry.name.as_str());
+        let gate = Gate::new(OrgKeys::new(entry, Arc::clone(&name), None));
+        Self {
+            id: entry.id,
+            drained: Mutex::new(Arc::new(gate.drain())),
+            gate,
+            name,
+            watchers: Watchers::default(),
+            publishing: Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn drained(&self) -> Arc<Drained<OrgKeys>> {
+        Arc::clone(&self.drained.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The record's key in the storage: org id ‖ name.
+    pub(crate) fn key(&self, name: &[u8]) -> Vec<u8> {
+        [self.id.as_bytes(), name].concat()
+    }
+}
+
+impl OrgKeys {
+    /// Keys that `before` has ready are taken over.
+    pub(super) fn new(entry: &OrgEntry, name: Arc<str>, before: Option<&Self>) -> Self {
+        let slot = |version: &VersionEntry| {
+            let known = before.and_then(|before| before.slot(version.version));
+            Slot {
+                version: version.version,
+                origin: version.origin,
+                state: version.state,
+                counters: known.map(|slot| Arc::clone(&slot.counters)).unwrap_or_default(),
+                keys: version.material.as_ref().map(|material| {
+                    let ready = known.and_then(|slot| slot.keys.clone());
+                    ready.unwrap_or_else(|| expand(entry.id, version.version, material))
+                }),
+            }
+        };
+        Self {
+            org: entry.id,
+            name,
+            suite: entry.suite,
+            active: entry.newest().version,
+            slots: entry.versions.iter().map(slot).collect(),
+        }
+    }
+
+    pub(crate) fn slot(&self, version: KeyVersion) -> Option<&Slot> {
+        let index = self.slots.binary_search_by_key(&version, |slot| slot.version).ok()?;
+        Some(&self.slots[index])
+    }
+
+    /// The active version, if it may seal now.
+    pub(super) fn sealing(&self) -> Result<Usable<'_>> {
+        let slot = self.slot(self.active);
+        slot.and_then(Slot::usable).ok_or_else(|| self.suspended(self.active))
+    }
+
+    /// Exactly the version that the header names; other keys are never tried.
+    pub(super) fn opening(
+        &self,
+        header: &Header,
+        name: &[u8],
+    ) -> Result<(&SuiteKey, &VersionCounters)> {
+        let version = header.version;
+        let Some(slot) = self.slot(version) else {
+            let why = format!("its header names {version}, which this keyring never had");
+            return Err(self.damaged(name, why));
+        };
+        match (slot.usable(), slot.state) {
+            (Some(usable), _) => Ok((usable.key(header.suite), usable.counters)),
+            (None, KeyState::Retired) => {
+                Err(Error::KeyRetired { org: self.name.to_string(), version })
+            }
+            (None, _) => Err(self.suspended(version)),
+        }
+    }
+
+    fn suspended(&self, version: KeyVersion) -> Error {
+        Error::KeySuspended { org: self.name.to_string(), version }
+    }
+}
+
+impl Slot {
+    fn usable(&self) -> Option<Usable<'_>> {
+        self.keys.as_deref().map(|keys| Usable { keys, counters: &self.counters })
+    }
+}
+
+fn expand(org: OrgId, version: KeyVersion, material: &KeyMaterial) -> Arc<[SuiteKey; 2]> {
+    Arc::new(Suite::ALL.map(|suite| Header { suite, org, version }.key(material)))
+}

@@ -1,0 +1,239 @@
+//! The envelope: header ‖ nonce ‖ ciphertext ‖ tag, as sled stores a value.
+//!
+//! Given a key, this floor never chooses one. The byte layout is the table in
+//! `docs/design.md`, pinned by `tests/golden.rs`.
+
+pub(crate) mod suite;
+mod value;
+
+use std::fmt;
+
+pub use value::Value;
+
+use crate::error::Result;
+use crate::id::{KeyVersion, OrgId, Suite};
+use crate::material::KeyMaterial;
+use suite::{NONCE_LEN, Nonce, SuiteKey, TAG_LEN};
+
+pub(crate) const FORMAT: u8 = 1;
+pub(crate) const HEADER_LEN: usize = 22;
+/// What an envelope adds to a value, bytes.
+pub(crate) const OVERHEAD: usize = HEADER_LEN + NONCE_LEN + TAG_LEN;
+
+const AD_LABEL: &[u8] = b"byokv record v1";
+const KEY_LABEL: &[u8] = b"byokv seal v1";
+
+/// The first 22 bytes of an envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) suite: Suite,
+    pub(crate) org: OrgId,
+    pub(crate) version: KeyVersion,
+}
+
+/// Why bytes are no envelope, or do not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    TooShort(usize),
+    Format(u8),
+    Suite(u8),
+    Version,
+    Org(OrgId),
+    Tag,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort(len) => write!(f, "{len} bytes are fewer than an empty envelope has"),
+            Self::Format(byte) => write!(f, "its header names the unknown format {byte}"),
+            Self::Suite(byte) => write!(f, "its header names the unknown suite {byte}"),
+            Self::Version => f.write_str("its header names the key version 0"),
+            Self::Org(org) => write!(f, "its header names another org, {org}"),
+            Self::Tag => f.write_str(
+                "its tag does not fit the key version that its header names: bytes were changed, \
+                 or it was moved from another name",
+            ),
+        }
+    }
+}
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0] = FORMAT;
+        bytes[1] = self.suite.byte();
+        bytes[2..18].copy_from_slice(self.org.as_bytes());
+        bytes[18..22].copy_from_slice(&self.version.get().to_be_bytes());
+        bytes
+    }
+
+    /// Reads the header of an envelope; the rest is not looked at, but must be there.
+    pub(crate) fn decode(envelope: &[u8]) -> Result<Self, Fault> {
+        if envelope.len() < OVERHEAD {
+            return Err(Fault::TooShort(envelope.len()));
+        }
+        if envelope[0] != FORMAT {
+            return Err(Fault::Format(envelope[0]));
+        }
+        let suite = Suite::from_byte(envelope[1]).ok_or(Fault::Suite(envelope[1]))?;
+        let mut org = [0; OrgId::LEN];
+        org.copy_from_slice(&envelope[2..18]);
+        let mut version = [0; 4];
+        version.copy_from_slice(&envelope[18..22]);
+        let version = KeyVersion::new(u32::from_be_bytes(version)).ok_or(Fault::Version)?;
+        Ok(Self { suite, org: OrgId::from_bytes(org), version })
+    }
+
+    /// The key that seals under this header: HKDF-Expand of the material with
+    /// `"byokv seal v1"` ‖ header. So one material never serves two algorithms, orgs or
+    /// versions, nor both sealing and its fingerprint.
+    pub(crate) fn key(&self, material: &KeyMaterial) -> SuiteKey {
+        SuiteKey::new(self.suite, &material.derive(&[KEY_LABEL, &self.encode()]))
+    }
+}
+
+/// Seals `value` for `name`.
+pub(crate) fn seal(key: &SuiteKey, header: &Header, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+    let nonce = Nonce::draw()?;
+    let header = header.encode();
+    let mut envelope = Vec::with_capacity(OVERHEAD + value.len());
+    envelope.extend_from_slice(&header);
+    envelope.extend_from_slice(nonce.as_bytes());
+    envelope.extend_from_slice(value);
+    let tag = with_associated_data(&header, name, |ad| {
+        key.seal_in_place(nonce, ad, &mut envelope[HEADER_LEN + NONCE_LEN..])
+    });
+    envelope.extend_from_slice(&tag);
+    Ok(envelope)
+}
+
+/// Opens an envelope whose header was decoded to find `key`.
+pub(crate) fn open(key: &SuiteKey, name: &[u8], envelope: &[u8]) -> Result<Value, Fault> {
+    let short = Fault::TooShort(envelope.len());
+    let (header, rest) = envelope.split_first_chunk::<HEADER_LEN>().ok_or(short)?;
+    let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(short)?;
+    let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(short)?;
+    let mut value = Value::from(ciphertext.to_vec());
+    with_associated_data(header, name, |ad| key.open_in_place(nonce, ad, value.as_mut(), tag))
+        .map_err(|_| Fault::Tag)?;
+    Ok(value)
+}
+
+/// Associated data = label ‖ header ‖ length of name (4 bytes) ‖ name, without an allocation
+/// for names up to 215 bytes.
+fn with_associated_data<T>(
+    header: &[u8; HEADER_LEN],
+    name: &[u8],
+    with: impl FnOnce(&[u8]) -> T,
+) -> T {
+    const PREFIX: usize = AD_LABEL.len() + HEADER_LEN + 4;
+    let mut prefix = [0; PREFIX];
+    let (label, rest) = prefix.split_at_mut(AD_LABEL.len());
+    label.copy_from_slice(AD_LABEL);
+    rest[..HEADER_LEN].copy_from_slice(header);
+    let len = u32::try_from(name.len()).unwrap_or(u32::MAX);
+    rest[HEADER_LEN..].copy_from_slice(&len.to_be_bytes());
+
+    let mut stack = [0; 256];
+    let len = PREFIX + name.len();
+    if len <= stack.len() {
+        stack[..PREFIX].copy_from_slice(&prefix);
+        stack[PREFIX..len].copy_from_slice(name);
+        with(&stack[..len])
+    } else {
+        with(&[&prefix[..], name].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(suite: Suite) -> Header {
+        Header { suite, org: OrgId::from_bytes([9; 16]), version: KeyVersion::FIRST }
+    }
+
+    fn material() -> KeyMaterial {
+        KeyMaterial::take(&mut [5; 32])
+    }
+
+    #[test]
+    fn header_bytes_are_the_table_in_the_design() {
+        let bytes = header(Suite::Xaes256Gcm).encode();
+        assert_eq!(bytes[0], 1);
+        assert_eq!(bytes[1], 1);
+        assert_eq!(bytes[2..18], [9; 16]);
+        assert_eq!(bytes[18..22], [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn each_fault_is_told_apart() {
+        let header = header(Suite::Xaes256Gcm);
+        let good = seal(&header.key(&material()), &header, b"n", b"").unwrap();
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            Header::decode(&bytes).err()
+        };
+        assert_eq!(Header::decode(&good[..61]), Err(Fault::TooShort(61)));
+        assert_eq!(with(0, 2), Some(Fault::Format(2)));
+        assert_eq!(with(1, 0), Some(Fault::Suite(0)));
+        assert_eq!(with(21, 0), Some(Fault::Version));
+        assert_eq!(with(21, 1), None);
+    }
+
+    #[test]
+    fn every_bit_of_an_envelope_and_its_name_is_authenticated() {
+        for suite in Suite::ALL {
+            let header = header(suite);
+            let key = header.key(&material());
+            let envelope = seal(&key, &header, b"name", b"value").unwrap();
+            assert_eq!(&*open(&key, b"name", &envelope).unwrap(), b"value");
+            for bit in 0..envelope.len() * 8 {
+                let mut flipped = envelope.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(open(&key, b"name", &flipped).err(), Some(Fault::Tag), "bit {bit}");
+            }
+            assert_eq!(open(&key, b"Name", &envelope).err(), Some(Fault::Tag));
+            assert_eq!(open(&key, b"names", &envelope).err(), Some(Fault::Tag));
+        }
+    }
+
+    #[test]
+    fn keys_differ_by_suite_org_and_version() {
+        let mut other = header(Suite::Xaes256Gcm);
+        let envelope = seal(&other.key(&material()), &other, b"n", b"v").unwrap();
+        other.version = KeyVersion::new(2).unwrap();
+        assert_eq!(open(&other.key(&material()), b"n", &envelope).err(), Some(Fault::Tag));
+        let mut foreign = header(Suite::Xaes256Gcm);
+        foreign.org = OrgId::from_bytes([8; 16]);
+        assert_eq!(open(&foreign.key(&material()), b"n", &envelope).err(), Some(Fault::Tag));
+    }
+
+    proptest! {
+        #[test]
+        fn sealing_round_trips(
+            name in prop::collection::vec(any::<u8>(), 0..600),
+            value in prop::collection::vec(any::<u8>(), 0..2000),
+            suite in prop::sample::select(&Suite::ALL[..]),
+        ) {
+            let header = header(suite);
+            let key = header.key(&material());
+            let envelope = seal(&key, &header, &name, &value).unwrap();
+            prop_assert_eq!(envelope.len(), OVERHEAD + value.len());
+            prop_assert_eq!(Header::decode(&envelope), Ok(header));
+            let opened = open(&key, &name, &envelope).unwrap();
+            prop_assert_eq!(&*opened, &value[..]);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_open(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let key = header(Suite::Xaes256Gcm).key(&material());
+            let _ = Header::decode(&bytes);
+            prop_assert!(open(&key, b"n", &bytes).is_err());
+        }
+    }
+}

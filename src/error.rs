@@ -1,0 +1,385 @@
+//! The one public error. Each message says what happened, what was left
+//! untouched where that is in doubt, and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::id::{Fingerprint, KeyVersion};
+
+/// Result of every call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong. The `is_…` questions group the variants for callers.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No org has this name.
+    #[error("no org is named \"{org}\"; create it first, or check the spelling")]
+    OrgUnknown {
+        /// The name asked for.
+        org: String,
+    },
+    /// The name is taken.
+    #[error("an org named \"{org}\" exists already; nothing was changed")]
+    OrgExists {
+        /// The name asked for.
+        org: String,
+    },
+    /// An org's name must be 1 to 128 bytes of visible text.
+    #[error("not a name for an org: {why}; nothing was changed")]
+    InvalidOrgName {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The org's policy does not include bringing a key.
+    #[error(
+        "org \"{org}\" may not bring its own key; nothing was changed; set a policy with BYOK first"
+    )]
+    NotEntitled {
+        /// The org.
+        org: String,
+    },
+    /// The text or bytes are no acceptable key material.
+    #[error("not acceptable as key material: {0}; nothing was changed")]
+    KeyMaterial(#[from] KeyMaterialError),
+    /// The material is or was in use: by this org, another org, or as the root key.
+    #[error(
+        "this key (fingerprint {fingerprint}) is already in use or was used before; nothing was \
+         changed; every key version needs new random bytes"
+    )]
+    KeyReused {
+        /// Fingerprint of the refused material.
+        fingerprint: Fingerprint,
+    },
+    /// The record's key version was retired.
+    #[error(
+        "{version} of org \"{org}\" is retired: its material was destroyed after no record was \
+         left under it, so this record comes from an older copy of the data"
+    )]
+    KeyRetired {
+        /// The org.
+        org: String,
+        /// The version that the record names.
+        version: KeyVersion,
+    },
+    /// The record's key version is suspended.
+    #[error(
+        "{version} of org \"{org}\" is suspended; its records are intact but unreadable until the \
+         same key is given back with `keys().resume(…)`"
+    )]
+    KeySuspended {
+        /// The org.
+        org: String,
+        /// The suspended version.
+        version: KeyVersion,
+    },
+    /// Material given to resume a key is another key than the one suspended.
+    #[error(
+        "wrong key: its fingerprint is {given}, the suspended {version} of org \"{org}\" has \
+         {expected}; nothing was changed"
+    )]
+    WrongKey {
+        /// The org.
+        org: String,
+        /// The suspended version.
+        version: KeyVersion,
+        /// Fingerprint of the suspended material.
+        expected: Fingerprint,
+        /// Fingerprint of the material given.
+        given: Fingerprint,
+    },
+    /// The requested change does not fit the state that the org's keys are in.
+    #[error("org \"{org}\": {why}; nothing was changed")]
+    KeyConflict {
+        /// The org.
+        org: String,
+        /// What stands against it.
+        why: &'static str,
+    },
+    /// A record's bytes do not open under the key version its own header names.
+    #[error(
+        "the record \"{name}\" of org \"{org}\" is damaged: {why}; other records are not \
+         concerned; write it again, delete it, or restore it from a backup"
+    )]
+    RecordDamaged {
+        /// The org.
+        org: String,
+        /// The record's name, escaped and cut to 256 characters.
+        name: String,
+        /// What the header and the tag prove.
+        why: String,
+    },
+    /// A rotation cannot end because records do not open.
+    #[error(
+        "the rotation of org \"{org}\" is blocked: {unreadable} records do not open, first \
+         {first}; the old key is kept; mend or delete them, then resume the rotation"
+    )]
+    RotationBlocked {
+        /// The org.
+        org: String,
+        /// How many records do not open.
+        unreadable: u64,
+        /// Name and fault of the first.
+        first: String,
+    },
+    /// The root key cannot be had.
+    #[error("the root key is unavailable: {why}; the data directory was not touched")]
+    RootKeyUnavailable {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The root key is not the one that wraps this keyring.
+    #[error(
+        "wrong root key: this store is wrapped by {expected}, the key given is {given}; the data \
+         directory was not touched; give the key with the fingerprint {expected}"
+    )]
+    RootKeyWrong {
+        /// Fingerprint of the root key that wraps the keyring.
+        expected: Fingerprint,
+        /// Fingerprint of the key given.
+        given: Fingerprint,
+    },
+    /// A file of the store (not of sled) is missing, damaged or not of this store.
+    #[error("{}: {why}", path.display())]
+    FileDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// Another process, or another `Store` of this process, has the directory open.
+    #[error(
+        "the store in {} is in use{}; one process at a time may open it",
+        path.display(),
+        pid.map_or_else(String::new, |pid| format!(" by the process {pid}"))
+    )]
+    StoreLocked {
+        /// The data directory.
+        path: PathBuf,
+        /// The process that holds it, where known.
+        pid: Option<u32>,
+    },
+    /// A part of the store is older than the rest proves it must be.
+    #[error(
+        "the store went back in time: {what}; bring back the newest copy, or \
+         accept the loss with `Options::danger_accept_rollback`, which is audited"
+    )]
+    RolledBack {
+        /// Which part is behind, by how much, and how that is known.
+        what: String,
+        /// Durable syncs that are missing, where the evidence counts them.
+        syncs: Option<u64>,
+    },
+    /// No space left.
+    #[error(
+        "the disk is full while {during}; what was acknowledged as durable is safe; free some \
+         space and try again, or reopen the store if the error stays"
+    )]
+    DiskFull {
+        /// What was being done.
+        during: String,
+    },
+    /// An operation of the operating system failed.
+    #[error("{during}: {source}")]
+    Io {
+        /// What was being done.
+        during: String,
+        /// The error of the operating system.
+        source: Arc<io::Error>,
+    },
+    /// sled reports, or its panic shows, that its files are damaged.
+    #[error(
+        "the database files in {} are damaged ({why}); restore them from a backup",
+        path.display()
+    )]
+    StorageDamaged {
+        /// The directory of sled's files.
+        path: PathBuf,
+        /// sled's own words.
+        why: String,
+    },
+    /// A name is empty or longer than the limit.
+    #[error("a name has 1 to {limit} bytes, this one has {len}; nothing was written")]
+    NameLength {
+        /// Length of the name, bytes.
+        len: usize,
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// A value is longer than the limit.
+    #[error("a value has at most {limit} bytes, this one has {len}; nothing was written")]
+    ValueTooLarge {
+        /// Length of the value, bytes.
+        len: usize,
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// An option is out of its range.
+    #[error("{option}: {why}; the data directory was not touched")]
+    InvalidOption {
+        /// The option.
+        option: &'static str,
+        /// What its range is.
+        why: &'static str,
+    },
+    /// A certificate was not made by this store, or was altered.
+    #[error("the certificate is not authentic: {why}")]
+    CertificateInvalid {
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The audit log has a gap, a changed entry or a missing end.
+    #[error("the audit log is broken at entry {entry}: {why}")]
+    AuditBroken {
+        /// Number of the first entry that does not fit.
+        entry: u64,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The operating system gave no random bytes.
+    #[error("the operating system's random source failed: {why}; nothing was written")]
+    RandomUnavailable {
+        /// Its message.
+        why: String,
+    },
+    /// byokv itself failed. The old key is kept.
+    #[error(
+        "a bug in byokv stopped the rotation of org \"{org}\"; nothing was lost, the old key is \
+         kept, other orgs go on; please report it with the panic message"
+    )]
+    Bug {
+        /// The org.
+        org: String,
+    },
+    /// The store was closed while a handle was still in use.
+    #[error("the store is closed; open it again to go on")]
+    Closed,
+}
+
+/// What is wrong with key material. Never tells any of its symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyMaterialError {
+    /// It decodes to another length than 32 bytes.
+    #[error("32 bytes are needed, {bytes} came; make one with `openssl rand -base64 32`")]
+    WrongLength {
+        /// How many bytes came.
+        bytes: usize,
+    },
+    /// A symbol outside base64's alphabet (RFC 4648, section 4).
+    #[error("the symbol at position {position} is not base64")]
+    Alphabet {
+        /// Counted from 1.
+        position: usize,
+    },
+    /// A symbol of base64's URL-safe alphabet (RFC 4648, section 5).
+    #[error(
+        "the symbol at position {position} is of the URL-safe alphabet; the standard base64 \
+         alphabet (with + and /) is needed"
+    )]
+    UrlSafe {
+        /// Counted from 1.
+        position: usize,
+    },
+    /// 43 symbols, but not followed by exactly one `=`.
+    #[error("the padding is missing or wrong: 43 symbols and one `=` are needed")]
+    Padding,
+    /// The last symbol has bits that no 32 bytes encode to.
+    #[error("the last symbol is not canonical base64; a symbol was probably mistyped")]
+    TrailingBits,
+    /// All bytes are alike.
+    #[error("it is plainly not random: all bytes are alike")]
+    AllAlike,
+    /// A short run of bytes repeats.
+    #[error("it is plainly not random: the same {period} bytes repeat")]
+    Repeats {
+        /// Length of the run, bytes.
+        period: usize,
+    },
+    /// Each byte differs from the one before by the same amount.
+    #[error("it is plainly not random: the bytes count in equal steps")]
+    Sequence,
+    /// All bytes are printable ASCII.
+    #[error("it is plainly not random: it is printable text; encode random bytes, not a password")]
+    Text,
+    /// Fewer than 16 distinct byte values.
+    #[error("it is plainly not random: only {distinct} distinct byte values")]
+    FewDistinct {
+        /// How many.
+        distinct: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(during: impl Into<String>, source: io::Error) -> Self {
+        let during = during.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { during },
+            _ => Self::Io { during, source: Arc::new(source) },
+        }
+    }
+
+    pub(crate) fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::FileDamaged { path: path.to_owned(), why: why.into() }
+    }
+
+    /// The caller gave something that will never be accepted as it is.
+    #[must_use]
+    pub fn is_invalid_input(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidOrgName { .. }
+                | Self::KeyMaterial(_)
+                | Self::KeyReused { .. }
+                | Self::WrongKey { .. }
+                | Self::NameLength { .. }
+                | Self::ValueTooLarge { .. }
+                | Self::InvalidOption { .. }
+        )
+    }
+
+    /// Bytes on disk are damaged, missing or forged.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::RecordDamaged { .. }
+                | Self::RotationBlocked { .. }
+                | Self::FileDamaged { .. }
+                | Self::StorageDamaged { .. }
+                | Self::CertificateInvalid { .. }
+                | Self::AuditBroken { .. }
+        )
+    }
+
+    /// A key exists but may not be used now.
+    #[must_use]
+    pub fn is_key_unavailable(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyRetired { .. }
+                | Self::KeySuspended { .. }
+                | Self::RootKeyUnavailable { .. }
+                | Self::RootKeyWrong { .. }
+        )
+    }
+
+    /// The store, or one of its files, is older than the rest proves it must be.
+    #[must_use]
+    pub fn is_rollback(&self) -> bool {
+        matches!(self, Self::RolledBack { .. })
+    }
+
+    /// The machine failed; the same call may succeed later.
+    #[must_use]
+    pub fn is_environment(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull { .. }
+                | Self::Io { .. }
+                | Self::StoreLocked { .. }
+                | Self::RandomUnavailable { .. }
+        )
+    }
+}

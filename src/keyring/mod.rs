@@ -1,0 +1,412 @@
+//! All orgs, their key versions and states: pure transitions, no I/O.
+
+pub(crate) mod root;
+mod rules;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+use crate::material::KeyMaterial;
+
+pub use rules::OrgPolicy;
+
+/// What the keyring file holds once it is opened.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Keyring {
+    /// Random identity of the store: parts of two stores never fit together.
+    pub(crate) store: OrgId,
+    /// Source of the keys for mark, audit log and certificates.
+    pub(crate) secret: KeyMaterial,
+    /// Rises by one with each replacement of the file.
+    pub(crate) generation: u64,
+    /// Durable syncs of the store when this generation was written.
+    pub(crate) syncs: u64,
+    /// Audit entries written so far, and the hash of the last.
+    pub(crate) audit_entries: u64,
+    #[serde(with = "crate::id::hex_array")]
+    pub(crate) audit_hash: [u8; 32],
+    /// Writes to the database that became true with this keyring: they are made again at each
+    /// open until a later generation knows them to be durable.
+    pub(crate) outbox: Vec<Owed>,
+    pub(crate) orgs: Vec<OrgEntry>,
+}
+
+/// A write to the database's system space that the keyring owes.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Owed {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct OrgEntry {
+    pub(crate) id: OrgId,
+    pub(crate) name: String,
+    pub(crate) policy: OrgPolicy,
+    /// The suite that new values are sealed with.
+    pub(crate) suite: Suite,
+    /// The suite before, while records may be left under it.
+    pub(crate) suite_before: Option<Suite>,
+    /// Milliseconds since 1970.
+    pub(crate) created: u64,
+    /// Ascending; the last one seals, unless it is suspended.
+    pub(crate) versions: Vec<VersionEntry>,
+}
+
+/// One key of one org. Stays for ever; only the material goes.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VersionEntry {
+    pub(crate) version: KeyVersion,
+    pub(crate) origin: Origin,
+    pub(crate) state: KeyState,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) material: Option<KeyMaterial>,
+    /// Milliseconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) retired: Option<u64>,
+}
+
+/// What installing a key did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Installed {
+    pub(crate) from: KeyVersion,
+    pub(crate) to: KeyVersion,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl Keyring {
+    pub(crate) fn new() -> Result<Self> {
+        let mut store = [0; OrgId::LEN];
+        crate::material::random(&mut store)?;
+        Ok(Self {
+            store: OrgId::from_bytes(store),
+            secret: KeyMaterial::generate()?,
+            generation: 0,
+            syncs: 0,
+            audit_entries: 0,
+            audit_hash: [0; 32],
+            outbox: Vec::new(),
+            orgs: Vec::new(),
+        })
+    }
+
+    /// A copy to change and save; it replaces this one once it is on disk.
+    pub(crate) fn duplicate(&self) -> Self {
+        let versions = |org: &OrgEntry| {
+            let copy = |v: &VersionEntry| VersionEntry {
+                material: v.material.as_ref().map(KeyMaterial::duplicate),
+                ..*v
+            };
+            org.versions.iter().map(copy).collect()
+        };
+        let copy = |org: &OrgEntry| OrgEntry {
+            name: org.name.clone(),
+            policy: org.policy.clone(),
+            versions: versions(org),
+            ..*org
+        };
+        Self {
+            secret: self.secret.duplicate(),
+            outbox: self.outbox.clone(),
+            orgs: self.orgs.iter().map(copy).collect(),
+            ..*self
+        }
+    }
+
+    pub(crate) fn org(&self, name: &str) -> Result<&OrgEntry> {
+        let unknown = || Error::OrgUnknown { org: name.to_owned() };
+        self.orgs.iter().find(|org| org.name == name).ok_or_else(unknown)
+    }
+
+    pub(crate) fn org_mut(&mut self, name: &str) -> Result<&mut OrgEntry> {
+        let unknown = || Error::OrgUnknown { org: name.to_owned() };
+        self.orgs.iter_mut().find(|org| org.name == name).ok_or_else(unknown)
+    }
+
+    /// Adds an org under its first platform key.
+    pub(crate) fn create_org(
+        &mut self,
+        id: OrgId,
+        name: &str,
+        policy: OrgPolicy,
+        material: KeyMaterial,
+        now: u64,
+    ) -> Result<Fingerprint> {
+        if let Some(why) = rules::name_fault(name) {
+            return Err(Error::InvalidOrgName { why });
+        }
+        if self.orgs.iter().any(|org| org.name == name || org.id == id) {
+            return Err(Error::OrgExists { org: name.to_owned() });
+        }
+        let fingerprint = self.refuse_reuse(&material)?;
+        let suite = policy.suite();
+        let version = KeyVersion::FIRST;
+        let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
+        self.orgs.push(OrgEntry {
+            id,
+            name: name.to_owned(),
+            policy,
+            suite,
+            suite_before: None,
+            created: now,
+            versions: vec![first],
+        });
+        Ok(fingerprint)
+    }
+
+    /// Makes `material` the org's active key; the one before opens only.
+    pub(crate) fn install(
+        &mut self,
+        name: &str,
+        material: KeyMaterial,
+        origin: Origin,
+        now: u64,
+    ) -> Result<Installed> {
+        let org = self.org(name)?;
+        if origin == Origin::Customer && !org.policy.may_bring_key() {
+            return Err(Error::NotEntitled { org: name.to_owned() });
+        }
+        let fingerprint = self.refuse_reuse(&material)?;
+        let org = self.org_mut(name)?;
+        if org.newest().state != KeyState::Active {
+            return Err(org.conflict("its key is suspended; resume it first"));
+        }
+        let from = org.newest().version;
+        let to = from.next().ok_or_else(|| org.conflict("its version numbers are used up"))?;
+        org.transition(from, KeyState::DecryptOnly)?;
+        org.versions.push(VersionEntry::active(to, origin, fingerprint, material, now));
+        Ok(Installed { from, to, fingerprint })
+    }
+
+    /// Insert-only: no material that any org has or had, by fingerprint.
+    fn refuse_reuse(&self, material: &KeyMaterial) -> Result<Fingerprint> {
+        let fingerprint = material.fingerprint();
+        let mut all = self.orgs.iter().flat_map(|org| &org.versions);
+        if all.any(|version| version.fingerprint == fingerprint) {
+            return Err(Error::KeyReused { fingerprint });
+        }
+        Ok(fingerprint)
+    }
+}
+
+impl OrgEntry {
+    /// The version that seals, or would if it were not suspended. Every org has one: it is
+    /// created with the org and only ever followed by a newer one.
+    #[allow(clippy::expect_used)]
+    pub(crate) fn newest(&self) -> &VersionEntry {
+        self.versions.last().expect("an org has at least its first version")
+    }
+
+    pub(crate) fn version(&self, version: KeyVersion) -> Option<&VersionEntry> {
+        self.versions.iter().find(|entry| entry.version == version)
+    }
+
+    /// Versions that still may have records and are not the newest.
+    pub(crate) fn leaving(&self) -> Vec<KeyVersion> {
+        let newest = self.newest().version;
+        let leaving = |v: &&VersionEntry| v.version != newest && v.state != KeyState::Retired;
+        self.versions.iter().filter(leaving).map(|v| v.version).collect()
+    }
+
+    /// Whether records may be left that the rotation has to rewrite.
+    pub(crate) fn is_rotating(&self) -> bool {
+        self.suite_before.is_some() || !self.leaving().is_empty()
+    }
+
+    pub(crate) fn change_suite(&mut self, suite: Suite) -> Result<Suite> {
+        if self.suite == suite {
+            return Err(self.conflict("it has this suite already"));
+        }
+        if self.suite_before.is_some() {
+            return Err(self.conflict("a change of its suite is still under way"));
+        }
+        let before = std::mem::replace(&mut self.suite, suite);
+        self.suite_before = Some(before);
+        Ok(before)
+    }
+
+    /// Destroys the material of a version that has no record left. The caller proves that.
+    pub(crate) fn retire(&mut self, version: KeyVersion, now: u64) -> Result<()> {
+        self.transition(version, KeyState::Retired)?;
+        let entry = self.entry_mut(version)?;
+        entry.material = None;
+        entry.retired = Some(now);
+        Ok(())
+    }
+
+    /// Withholds the material of every version that the customer brought.
+    pub(crate) fn suspend(&mut self) -> Result<Vec<KeyVersion>> {
+        let held = |v: &&VersionEntry| v.origin == Origin::Customer && v.material.is_some();
+        let versions: Vec<_> = self.versions.iter().filter(held).map(|v| v.version).collect();
+        if versions.is_empty() {
+            return Err(self.conflict("it has no key of its own that could be suspended"));
+        }
+        for &version in &versions {
+            self.transition(version, KeyState::Suspended)?;
+            self.entry_mut(version)?.material = None;
+        }
+        Ok(versions)
+    }
+
+    /// Gives a suspended version its material back.
+    pub(crate) fn resume(&mut self, material: KeyMaterial) -> Result<KeyVersion> {
+        let given = material.fingerprint();
+        let suspended = || self.versions.iter().filter(|v| v.state == KeyState::Suspended);
+        let Some(found) = suspended().find(|v| v.fingerprint == given) else {
+            return Err(match suspended().last() {
+                Some(last) => Error::WrongKey {
+                    org: self.name.clone(),
+                    version: last.version,
+                    expected: last.fingerprint,
+                    given,
+                },
+                None => self.conflict("none of its keys is suspended"),
+            });
+        };
+        let version = found.version;
+        let newest = version == self.newest().version;
+        let state = if newest { KeyState::Active } else { KeyState::DecryptOnly };
+        self.transition(version, state)?;
+        self.entry_mut(version)?.material = Some(material);
+        Ok(version)
+    }
+
+    fn transition(&mut self, version: KeyVersion, to: KeyState) -> Result<()> {
+        let from = self.entry_mut(version)?.state;
+        match rules::refusal(from, to) {
+            None => {
+                self.entry_mut(version)?.state = to;
+                Ok(())
+            }
+            Some(why) => Err(self.conflict(why)),
+        }
+    }
+
+    fn entry_mut(&mut self, version: KeyVersion) -> Result<&mut VersionEntry> {
+        match self.versions.iter().position(|entry| entry.version == version) {
+            Some(index) => Ok(&mut self.versions[index]),
+            None => Err(self.conflict("it never had this key version")),
+        }
+    }
+
+    pub(crate) fn conflict(&self, why: &'static str) -> Error {
+        Error::KeyConflict { org: self.name.clone(), why }
+    }
+}
+
+impl VersionEntry {
+    fn active(
+        version: KeyVersion,
+        origin: Origin,
+        fingerprint: Fingerprint,
+        material: KeyMaterial,
+        now: u64,
+    ) -> Self {
+        let (material, created) = (Some(material), now);
+        let state = KeyState::Active;
+        Self { version, origin, state, fingerprint, material, created, retired: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn material(byte: u8) -> KeyMaterial {
+        KeyMaterial::take(&mut [byte; 32])
+    }
+
+    fn ring() -> Keyring {
+        let mut ring = Keyring::new().unwrap();
+        let id = OrgId::from_bytes([1; 16]);
+        ring.create_org(id, "acme", OrgPolicy::byok(), material(1), 5).unwrap();
+        ring
+    }
+
+    fn states(ring: &Keyring) -> Vec<KeyState> {
+        ring.org("acme").unwrap().versions.iter().map(|v| v.state).collect()
+    }
+
+    fn version(number: u32) -> KeyVersion {
+        KeyVersion::new(number).unwrap()
+    }
+
+    #[test]
+    fn a_rotation_through_its_states() {
+        use KeyState::*;
+        let mut ring = ring();
+        let installed = ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        assert_eq!((installed.from, installed.to), (version(1), version(2)));
+        assert_eq!(states(&ring), [DecryptOnly, Active]);
+        let org = ring.org_mut("acme").unwrap();
+        assert_eq!(org.leaving(), [version(1)]);
+        org.retire(version(1), 7).unwrap();
+        assert!(org.version(version(1)).unwrap().material.is_none());
+        assert!(!org.is_rotating());
+        assert_eq!(states(&ring), [Retired, Active]);
+    }
+
+    #[test]
+    fn the_active_version_cannot_be_retired() {
+        let mut ring = ring();
+        let refused = ring.org_mut("acme").unwrap().retire(version(1), 7);
+        assert!(matches!(refused, Err(Error::KeyConflict { .. })));
+        assert!(ring.org("acme").unwrap().newest().material.is_some());
+    }
+
+    /// Invariant 10.
+    #[test]
+    fn material_and_numbers_are_never_used_again() {
+        let mut ring = ring();
+        ring.create_org(OrgId::from_bytes([2; 16]), "umbra", OrgPolicy::byok(), material(3), 5)
+            .unwrap();
+        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        ring.org_mut("acme").unwrap().retire(version(1), 7).unwrap();
+        for (org, byte) in [("acme", 1), ("acme", 2), ("umbra", 2), ("acme", 3)] {
+            let refused = ring.install(org, material(byte), Origin::Customer, 8);
+            assert!(matches!(refused, Err(Error::KeyReused { .. })), "{org} {byte}");
+        }
+        let next = ring.install("acme", material(4), Origin::Customer, 8).unwrap();
+        assert_eq!(next.to, version(3));
+    }
+
+    #[test]
+    fn suspension_withholds_customer_keys_and_takes_back_only_the_same() {
+        let mut ring = ring();
+        assert!(ring.org_mut("acme").unwrap().suspend().is_err());
+        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        let org = ring.org_mut("acme").unwrap();
+        assert_eq!(org.suspend().unwrap(), [version(2)]);
+        assert!(org.newest().material.is_none());
+        assert!(ring.install("acme", material(4), Origin::Customer, 6).is_err());
+        let org = ring.org_mut("acme").unwrap();
+        assert!(matches!(org.resume(material(9)), Err(Error::WrongKey { .. })));
+        assert_eq!(org.resume(material(2)).unwrap(), version(2));
+        assert_eq!(states(&ring), [KeyState::DecryptOnly, KeyState::Active]);
+    }
+
+    #[test]
+    fn who_is_not_entitled_changes_nothing() {
+        let mut ring = ring();
+        let id = OrgId::from_bytes([2; 16]);
+        ring.create_org(id, "free", OrgPolicy::platform_only(), material(3), 5).unwrap();
+        let refused = ring.install("free", material(4), Origin::Customer, 6);
+        assert!(matches!(refused, Err(Error::NotEntitled { .. })));
+        assert_eq!(ring.org("free").unwrap().versions.len(), 1);
+        ring.install("free", material(4), Origin::Platform, 6).unwrap();
+    }
+
+    #[test]
+    fn an_encoded_keyring_comes_back_whole() {
+        let mut ring = ring();
+        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        let bytes = crate::sealed::encode(&ring.duplicate());
+        let back: Keyring = crate::sealed::decode(&bytes).unwrap();
+        assert_eq!(crate::sealed::encode(&back), bytes);
+        assert_eq!(
+            back.org("acme").unwrap().newest().material.as_ref().unwrap().expose(),
+            &[2; 32]
+        );
+    }
+}

@@ -1,0 +1,320 @@
+//! The root key, where it comes from, and the keyring file that it wraps.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::Keyring;
+use crate::envelope::suite::SuiteKey;
+use crate::error::{Error, Result};
+use crate::id::{Fingerprint, Suite};
+use crate::material::{self, KeyMaterial};
+use crate::sealed;
+
+const MAGIC: &[u8; 8] = b"byokvKR1";
+const WRAP_LABEL: &[u8] = b"byokv keyring key v1";
+const NONCE_LEN: usize = 12;
+const TAG_LEN: usize = 16;
+const SUM_LEN: usize = 32;
+
+/// Wraps 32-byte keys, wherever the wrapping key lives: in this process, an HSM, a cloud KMS.
+pub trait RootKeyProvider: Send + Sync {
+    /// Public identity of the wrapping key; another key has another one.
+    fn fingerprint(&self) -> Fingerprint;
+
+    /// Wraps `key`.
+    ///
+    /// # Errors
+    /// [`Error::RootKeyUnavailable`].
+    fn wrap(&self, key: &KeyMaterial) -> Result<Vec<u8>>;
+
+    /// Unwraps what [`wrap`](Self::wrap) gave; `None` if the bytes were changed.
+    ///
+    /// # Errors
+    /// [`Error::RootKeyUnavailable`].
+    fn unwrap(&self, wrapped: &[u8]) -> Result<Option<KeyMaterial>>;
+}
+
+/// The key that wraps the keyring at rest.
+///
+/// ```
+/// use byokv::{KeyMaterial, RootKey};
+///
+/// let root = RootKey::from_material(KeyMaterial::generate()?);
+/// println!("the store's root key is {}", root.fingerprint());
+/// # Ok::<(), byokv::Error>(())
+/// ```
+pub struct RootKey(Box<dyn RootKeyProvider>);
+
+impl RootKey {
+    /// Reads base64 key material from the environment variable `name`. Prefer a file: an
+    /// environment is inherited by child processes and shown to the same user in `/proc`.
+    ///
+    /// # Errors
+    /// [`Error::RootKeyUnavailable`] if it is not set or is no key material.
+    pub fn from_env(name: &str) -> Result<Self> {
+        let text = match std::env::var(name) {
+            Ok(text) => Zeroizing::new(text),
+            Err(_) => {
+                return Err(unavailable(format!(
+                    "the environment variable {name} is not set; put the output of \
+                     `openssl rand -base64 32` there, and keep a copy where you will find it"
+                )));
+            }
+        };
+        Self::from_text(&text, &format!("the environment variable {name}"))
+    }
+
+    /// Reads base64 key material from a file that nobody but its owner may read.
+    ///
+    /// # Errors
+    /// [`Error::RootKeyUnavailable`] if it cannot be read, others may read it, or it holds no
+    /// key material.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        const LIMIT: u64 = 4096;
+        let path = path.as_ref();
+        let failed = |e: io::Error| unavailable(format!("{}: {e}", path.display()));
+        let file = File::open(path).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        #[cfg(unix)]
+        {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777;
+            if mode & 0o077 != 0 {
+                return Err(unavailable(format!(
+                    "{} may be used by others than its owner (mode {mode:03o}); run \
+                     `chmod 600` on it, and consider whether the key is still secret",
+                    path.display()
+                )));
+            }
+        }
+        if !meta.is_file() || meta.len() > LIMIT {
+            return Err(unavailable(format!("{} is not a file of one key", path.display())));
+        }
+        let mut text = Zeroizing::new(String::with_capacity(4096));
+        file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
+        Self::from_text(&text, &path.display().to_string())
+    }
+
+    /// Takes the key from memory.
+    #[must_use]
+    pub fn from_material(material: KeyMaterial) -> Self {
+        Self::from_provider(InMemory { material })
+    }
+
+    /// Takes a key that lives elsewhere.
+    #[must_use]
+    pub fn from_provider(provider: impl RootKeyProvider + 'static) -> Self {
+        Self(Box::new(provider))
+    }
+
+    /// The public identity of the key.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint()
+    }
+
+    fn from_text(text: &str, source: &str) -> Result<Self> {
+        match KeyMaterial::from_base64(text) {
+            Ok(material) => Ok(Self::from_material(material)),
+            Err(Error::KeyMaterial(why)) => Err(unavailable(format!("{source}: {why}"))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RootKey({})", self.fingerprint())
+    }
+}
+
+fn unavailable(why: String) -> Error {
+    Error::RootKeyUnavailable { why }
+}
+
+struct InMemory {
+    material: KeyMaterial,
+}
+
+impl InMemory {
+    fn key(&self) -> SuiteKey {
+        SuiteKey::new(Suite::Xaes256Gcm, &self.material.derive(&[b"byokv root wrap v1"]))
+    }
+}
+
+impl RootKeyProvider for InMemory {
+    fn fingerprint(&self) -> Fingerprint {
+        self.material.fingerprint()
+    }
+
+    fn wrap(&self, key: &KeyMaterial) -> Result<Vec<u8>> {
+        sealed::seal_bytes(&self.key(), WRAP_LABEL, key.expose())
+    }
+
+    fn unwrap(&self, wrapped: &[u8]) -> Result<Option<KeyMaterial>> {
+        let key = sealed::open_bytes(&self.key(), WRAP_LABEL, wrapped);
+        let key = key.and_then(|bytes| <[u8; 32]>::try_from(&bytes[..]).ok());
+        Ok(key.map(|mut bytes| KeyMaterial::take(&mut bytes)))
+    }
+}
+
+/// The keyring's place on disk. Layout of the file: `docs/design.md`.
+pub(crate) struct KeyringFile {
+    path: PathBuf,
+}
+
+impl KeyringFile {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens the keyring without touching anything; `None` if there is no file.
+    pub(crate) fn load(&self, root: &RootKey) -> Result<Option<Keyring>> {
+        let bytes = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(format!("reading {}", self.path.display()), e)),
+        };
+        decode(&bytes, root)
+            .map_err(|fault| match fault {
+                Fault::Damaged(why) => Error::damaged(
+                    &self.path,
+                    format!("{why}; nothing was changed; restore this file from a backup"),
+                ),
+                Fault::Other(error) => error,
+            })
+            .map(Some)
+    }
+
+    /// Replaces the file. A fresh single-use key seals each generation.
+    pub(crate) fn save(&self, root: &RootKey, keyring: &Keyring) -> Result<()> {
+        sealed::file::replace(&self.path, &encode(root, keyring)?)
+    }
+
+    pub(crate) fn discard_leftovers(&self) -> Result<()> {
+        sealed::file::discard(&self.path)
+    }
+}
+
+enum Fault {
+    Damaged(&'static str),
+    Other(Error),
+}
+
+fn encode(root: &RootKey, keyring: &Keyring) -> Result<Vec<u8>> {
+    let key = KeyMaterial::generate()?;
+    let wrapped = root.0.wrap(&key)?;
+    let wrapped_len = u16::try_from(wrapped.len())
+        .map_err(|_| unavailable("its provider wraps to more than 65,535 bytes".to_owned()))?;
+    let mut file = Vec::new();
+    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(root.fingerprint().as_bytes());
+    file.extend_from_slice(&wrapped_len.to_be_bytes());
+    file.extend_from_slice(&wrapped);
+    let mut nonce = [0; NONCE_LEN];
+    material::random(&mut nonce)?;
+    let mut body = sealed::encode(keyring);
+    #[allow(clippy::expect_used)]
+    let tag = Aes256Gcm::new(key.expose().into())
+        .encrypt_inout_detached((&nonce).into(), &file, body.as_mut_slice().into())
+        .expect("no keyring is near the cipher's limit of 64 GiB");
+    file.extend_from_slice(&nonce);
+    file.extend_from_slice(&body);
+    file.extend_from_slice(&tag);
+    let sum = Sha256::digest(&file);
+    file.extend_from_slice(&sum);
+    Ok(file)
+}
+
+fn decode(file: &[u8], root: &RootKey) -> Result<Keyring, Fault> {
+    const CUT: Fault = Fault::Damaged("the keyring is cut short");
+
+    // The sum finds damage, so that a wrong root key can be told from it. It proves nothing:
+    // that is the tags' work.
+    let (content, sum) = file.split_last_chunk::<SUM_LEN>().ok_or(CUT)?;
+    if Sha256::digest(content)[..] != sum[..] {
+        return Err(Fault::Damaged("the keyring is damaged: its checksum does not fit"));
+    }
+    let (magic, rest) = content.split_first_chunk::<8>().ok_or(CUT)?;
+    if magic != MAGIC {
+        return Err(Fault::Damaged("this is no keyring of a format that this version knows"));
+    }
+    let (expected, rest) = rest.split_first_chunk::<16>().ok_or(CUT)?;
+    let expected = Fingerprint::from_bytes(*expected);
+    let given = root.fingerprint();
+    if expected != given {
+        return Err(Fault::Other(Error::RootKeyWrong { expected, given }));
+    }
+    let (len, rest) = rest.split_first_chunk::<2>().ok_or(CUT)?;
+    let (wrapped, rest) = rest.split_at_checked(u16::from_be_bytes(*len).into()).ok_or(CUT)?;
+    let ad = &content[..content.len() - rest.len()];
+    let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(CUT)?;
+    let (body, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(CUT)?;
+    let forged = || Fault::Damaged("the keyring is not authentic: its tag does not fit");
+    let key = root.0.unwrap(wrapped).map_err(Fault::Other)?.ok_or_else(forged)?;
+    let mut body = Zeroizing::new(body.to_vec());
+    Aes256Gcm::new(key.expose().into())
+        .decrypt_inout_detached(nonce.into(), ad, body.as_mut_slice().into(), tag.into())
+        .map_err(|_| forged())?;
+    sealed::decode(&body).ok_or_else(forged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> RootKey {
+        RootKey::from_material(KeyMaterial::generate().unwrap())
+    }
+
+    #[test]
+    fn round_trips_and_seals_each_generation_anew() {
+        let (root, ring) = (root(), Keyring::new().unwrap());
+        let (one, two) = (encode(&root, &ring).unwrap(), encode(&root, &ring).unwrap());
+        assert_ne!(one, two);
+        for file in [one, two] {
+            let back = decode(&file, &root).ok().unwrap();
+            assert_eq!(back.store, ring.store);
+        }
+    }
+
+    #[test]
+    fn a_wrong_root_key_is_told_from_damage() {
+        let (right, wrong) = (root(), root());
+        let file = encode(&right, &Keyring::new().unwrap()).unwrap();
+        assert!(matches!(
+            decode(&file, &wrong),
+            Err(Fault::Other(Error::RootKeyWrong { expected, given }))
+                if expected == right.fingerprint() && given == wrong.fingerprint()
+        ));
+        for at in (0..file.len()).step_by(7) {
+            let mut damaged = file.clone();
+            damaged[at] ^= 1;
+            assert!(matches!(decode(&damaged, &right), Err(Fault::Damaged(_))), "byte {at}");
+            assert!(matches!(decode(&file[..at], &right), Err(Fault::Damaged(_))), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_forger_who_mends_the_checksum_is_refused() {
+        let root = root();
+        let file = encode(&root, &Keyring::new().unwrap()).unwrap();
+        let content = file.len() - SUM_LEN;
+        for at in (0..content).filter(|at| !(8..24).contains(at)) {
+            let mut forged = file[..content].to_vec();
+            forged[at] ^= 0x80;
+            forged.extend_from_slice(&Sha256::digest(&forged));
+            assert!(matches!(decode(&forged, &root), Err(Fault::Damaged(_))), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Which changes of state a key may make, and what an org may do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{KeyState, Suite};
+
+/// What an org may do, and how it starts.
+///
+/// ```
+/// use byokv::{OrgPolicy, Suite};
+///
+/// let standard = OrgPolicy::platform_only();
+/// let paying = OrgPolicy::byok().with_suite(Suite::XChaCha20Poly1305);
+/// assert!(paying.may_bring_key() && !standard.may_bring_key());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrgPolicy {
+    may_bring_key: bool,
+    suite: Suite,
+}
+
+impl OrgPolicy {
+    /// The org may bring its own key.
+    #[must_use]
+    pub fn byok() -> Self {
+        Self { may_bring_key: true, suite: Suite::default() }
+    }
+
+    /// The org has platform keys only.
+    #[must_use]
+    pub fn platform_only() -> Self {
+        Self { may_bring_key: false, suite: Suite::default() }
+    }
+
+    /// The suite that the org starts with; later it is changed by `KeyAdmin::change_suite`.
+    #[must_use]
+    pub fn with_suite(mut self, suite: Suite) -> Self {
+        self.suite = suite;
+        self
+    }
+
+    /// Whether the org may bring its own key.
+    #[must_use]
+    pub fn may_bring_key(&self) -> bool {
+        self.may_bring_key
+    }
+
+    pub(crate) fn suite(&self) -> Suite {
+        self.suite
+    }
+}
+
+/// Every pair of states: `None` if the change is allowed, else what stands against it.
+pub(crate) fn refusal(from: KeyState, to: KeyState) -> Option<&'static str> {
+    use KeyState::{Active, DecryptOnly, Retired, Suspended};
+    match (from, to) {
+        (Active, DecryptOnly | Suspended)
+        | (DecryptOnly, Retired | Suspended)
+        | (Suspended, Active | DecryptOnly) => None,
+        (Active, Retired) => Some("its active key cannot be retired; rotate to a new one first"),
+        (Suspended, Retired) => Some("a suspended key may still have records; resume it first"),
+        (DecryptOnly, Active) => Some("a key that was replaced never seals again"),
+        (Retired, _) => Some("a retired key is destroyed for ever"),
+        (Active, Active) | (DecryptOnly, DecryptOnly) | (Suspended, Suspended) => {
+            Some("the key is in this state already")
+        }
+    }
+}
+
+/// Why `name` cannot be the name of an org.
+pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
+    const LIMIT: usize = 128;
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.len() > LIMIT {
+        Some("it is longer than 128 bytes")
+    } else if name.chars().any(char::is_control) {
+        Some("it has control characters")
+    } else if name.trim() != name {
+        Some("it starts or ends with white space")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_changes_of_state_are_exactly_these() {
+        use KeyState::*;
+        let all = [Active, DecryptOnly, Retired, Suspended];
+        let allowed: Vec<_> = all
+            .into_iter()
+            .flat_map(|from| all.map(|to| (from, to)))
+            .filter(|&(from, to)| refusal(from, to).is_none())
+            .collect();
+        assert_eq!(
+            allowed,
+            [
+                (Active, DecryptOnly),
+                (Active, Suspended),
+                (DecryptOnly, Retired),
+                (DecryptOnly, Suspended),
+                (Suspended, Active),
+                (Suspended, DecryptOnly),
+            ]
+        );
+    }
+
+    #[test]
+    fn org_names_are_visible_text() {
+        for good in ["acme", "Acme Inc.", "ä/b", &"x".repeat(128)] {
+            assert_eq!(name_fault(good), None, "{good}");
+        }
+        for bad in ["", " a", "a ", "a\nb", "\u{7f}", &"x".repeat(129)] {
+            assert!(name_fault(bad).is_some(), "{bad:?}");
+        }
+    }
+}

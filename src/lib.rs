@@ -1,0 +1,60 @@
+//! An embedded, encrypted key-value store in which every org's values are sealed under its own
+//! key. Orgs may bring that key (BYOK); it is rotated in the background without downtime, until
+//! the old key is provably gone.
+//!
+//! ```
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let data = dir.path().join("data");
+//! # let line = "+Ds/5rQMkhX9fvEE7vq8Oe5Y5zNk9XUfLWzxQXBy2b0=\n";
+//! # let root = RootKey::from_material(KeyMaterial::generate()?);
+//! use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+//!
+//! let store = Store::open(data, root)?; // or RootKey::from_env("BYOKV_ROOT_KEY")?
+//! let acme = store.create_org("acme", OrgPolicy::byok())?; // under a platform key of its own
+//! acme.put("clusters/prod/token", "s3cret")?;
+//!
+//! let rotation = store.keys().provision("acme", KeyMaterial::from_base64(line)?)?;
+//! println!("{}", rotation.progress()); // phase, records, rate, time left
+//! let certificate = rotation.wait()?; // the platform key is gone, proven
+//! println!("{certificate}");
+//! assert_eq!(acme.get("clusters/prod/token")?.as_deref(), Some(&b"s3cret"[..]));
+//! # Ok::<(), byokv::Error>(())
+//! ```
+//!
+//! The formats, the protocol with its crash points, and what an attacker can and cannot do are
+//! in `docs/design.md`.
+
+#![cfg_attr(not(test), forbid(unsafe_code))]
+
+mod admin;
+mod audit;
+mod engine;
+mod envelope;
+mod error;
+#[doc(hidden)]
+pub mod failpoint;
+mod gate;
+mod id;
+mod keyring;
+mod mark;
+mod material;
+mod observe;
+mod org;
+mod rotation;
+mod sealed;
+mod storage;
+mod store;
+
+pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
+pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
+pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Watch};
+pub use envelope::Value;
+pub use error::{Error, KeyMaterialError, Result};
+pub use id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+pub use keyring::OrgPolicy;
+pub use keyring::root::{RootKey, RootKeyProvider};
+pub use material::KeyMaterial;
+pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
+pub use org::{Batch, Names, Org, Record, Scan, Swap};
+pub use rotation::{Phase, Progress, Rotation, Throttle};
+pub use store::{Options, Store};

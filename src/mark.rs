@@ -1,0 +1,154 @@
+//! How far the store has got: a small authenticated file beside the database, so that a
+//! database that went back in time is noticed (invariant 11).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::id::OrgId;
+use crate::material::KeyMaterial;
+use crate::sealed;
+
+const LABEL: &[u8] = b"byokv mark v1";
+const MAGIC: &[u8; 8] = b"byokvMK1";
+const CONTENT: usize = 8 + OrgId::LEN + 8 + 8;
+const SLOT: usize = CONTENT + 32;
+/// Two slots, each in a page of its own, written in turn: a torn write leaves the other.
+const OFFSETS: [u64; 2] = [0, 4096];
+
+/// What the mark proves: the store had come this far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    /// Durable syncs.
+    pub(crate) syncs: u64,
+    /// Generation of the keyring at that time.
+    pub(crate) generation: u64,
+}
+
+impl Position {
+    /// magic ‖ store ‖ syncs ‖ generation ‖ HMAC-SHA-256: a slot of the file, and the value
+    /// that the database holds.
+    pub(crate) fn encode(self, store: OrgId, key: &KeyMaterial) -> [u8; SLOT] {
+        let mut slot = [0; SLOT];
+        let (content, tag) = slot.split_at_mut(CONTENT);
+        content[..8].copy_from_slice(MAGIC);
+        content[8..24].copy_from_slice(store.as_bytes());
+        content[24..32].copy_from_slice(&self.syncs.to_be_bytes());
+        content[32..].copy_from_slice(&self.generation.to_be_bytes());
+        tag.copy_from_slice(&key.mac(LABEL, content));
+        slot
+    }
+
+    /// `None` for anything that this store did not write.
+    pub(crate) fn decode(slot: &[u8], store: OrgId, key: &KeyMaterial) -> Option<Self> {
+        let (content, tag) = slot.split_at_checked(CONTENT)?;
+        if !key.mac_is(LABEL, content, tag) || content[8..24] != store.as_bytes()[..] {
+            return None;
+        }
+        let number =
+            |at: usize| content[at..].first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+        Some(Self { syncs: number(24)?, generation: number(32)? })
+    }
+}
+
+/// The file, open for writing.
+pub(crate) struct Mark {
+    file: File,
+    store: OrgId,
+    key: KeyMaterial,
+}
+
+impl Mark {
+    pub(crate) fn path(dir: &Path) -> PathBuf {
+        dir.join("mark")
+    }
+
+    /// What the file proves, without touching it; `None` if there is none.
+    pub(crate) fn load(dir: &Path, store: OrgId, key: &KeyMaterial) -> Result<Option<Position>> {
+        let path = Self::path(dir);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
+        };
+        let slot = |offset: u64| {
+            let slot = bytes.get(usize::try_from(offset).ok()?..)?;
+            Position::decode(slot.get(..SLOT)?, store, key)
+        };
+        match OFFSETS.into_iter().filter_map(slot).max() {
+            Some(position) => Ok(Some(position)),
+            None => Err(Error::damaged(
+                &path,
+                "the mark is damaged or of another store; nothing was changed; restore this file \
+                 from a backup as new as the database",
+            )),
+        }
+    }
+
+    /// Opens the file for writing, making it durable under its name if it is new.
+    pub(crate) fn open(dir: &Path, store: OrgId, key: KeyMaterial) -> Result<Self> {
+        let path = Self::path(dir);
+        let file = sealed::file::private(&path)
+            .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
+        sealed::file::sync_dir(&path)?;
+        Ok(Self { file, store, key })
+    }
+
+    pub(crate) fn encode(&self, position: Position) -> [u8; SLOT] {
+        position.encode(self.store, &self.key)
+    }
+
+    /// Writes and syncs one slot.
+    pub(crate) fn advance(&self, position: Position) -> Result<()> {
+        let offset = OFFSETS[usize::from(position.syncs % 2 == 1)];
+        self.file
+            .write_all_at(&self.encode(position), offset)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| Error::io("writing the mark", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE: OrgId = OrgId::from_bytes([3; 16]);
+
+    fn key() -> KeyMaterial {
+        KeyMaterial::take(&mut [4; 32])
+    }
+
+    fn load(dir: &Path) -> Result<Option<Position>> {
+        Mark::load(dir, STORE, &key())
+    }
+
+    fn at(syncs: u64) -> Position {
+        Position { syncs, generation: 7 }
+    }
+
+    #[test]
+    fn the_newest_slot_counts_and_a_torn_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(load(dir.path()).unwrap(), None);
+        let mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        for syncs in 1..=5 {
+            mark.advance(at(syncs)).unwrap();
+            assert_eq!(load(dir.path()).unwrap(), Some(at(syncs)));
+        }
+        mark.file.write_all_at(b"torn", OFFSETS[1] + 30).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(at(4)));
+        mark.file.write_all_at(b"torn", OFFSETS[0] + 30).unwrap();
+        assert!(matches!(load(dir.path()), Err(Error::FileDamaged { .. })));
+    }
+
+    #[test]
+    fn a_mark_of_another_store_or_key_proves_nothing() {
+        let slot = at(1).encode(STORE, &key());
+        assert_eq!(Position::decode(&slot, STORE, &key()), Some(at(1)));
+        assert_eq!(Position::decode(&slot, OrgId::from_bytes([0; 16]), &key()), None);
+        assert_eq!(Position::decode(&slot, STORE, &KeyMaterial::take(&mut [5; 32])), None);
+        assert_eq!(Position::decode(&slot[..SLOT - 1], STORE, &key()), None);
+    }
+}

@@ -1,0 +1,341 @@
+//! Key material: 32 secret bytes. Parsed strictly, filled in place, wiped on drop.
+
+use std::fmt;
+
+use base64ct::{Base64, Encoding};
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use rand::{TryRng, rngs::SysRng};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::error::{Error, KeyMaterialError, Result};
+use crate::id::Fingerprint;
+
+/// 32 secret bytes: an org's key, or the root key.
+///
+/// There is no `Clone`, no `PartialEq`, no `Display`; `Debug` prints only the
+/// [`Fingerprint`]. The bytes live in one heap allocation that is wiped on drop.
+///
+/// ```
+/// use byokv::KeyMaterial;
+///
+/// // What `openssl rand -base64 32` printed, with its newline:
+/// let key = KeyMaterial::from_base64("+Ds/5rQMkhX9fvEE7vq8Oe5Y5zNk9XUfLWzxQXBy2b0=\n")?;
+/// assert_eq!(format!("{key:?}"), format!("KeyMaterial({})", key.fingerprint()));
+/// # Ok::<(), byokv::Error>(())
+/// ```
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct KeyMaterial(Box<[u8; 32]>);
+
+impl KeyMaterial {
+    /// Length of key material, bytes.
+    pub const LEN: usize = 32;
+    const SYMBOLS: usize = 43;
+
+    /// Takes 32 fresh bytes from the operating system's random source.
+    ///
+    /// # Errors
+    /// [`Error::RandomUnavailable`].
+    pub fn generate() -> Result<Self> {
+        let mut material = Self::zeroed();
+        random(material.0.as_mut_slice())?;
+        Ok(material)
+    }
+
+    /// Reads exactly what `openssl rand -base64 32` prints: 43 symbols of the standard
+    /// alphabet (RFC 4648, section 4) and one `=`, with or without one newline. A valid
+    /// key is decoded in constant time; only a refused one is looked at symbol by symbol.
+    ///
+    /// # Errors
+    /// [`Error::KeyMaterial`] tells what is wrong, and never any of the symbols.
+    pub fn from_base64(text: &str) -> Result<Self> {
+        let line = text.strip_suffix('\n').unwrap_or(text);
+        let line = line.strip_suffix('\r').unwrap_or(line).as_bytes();
+        let mut material = Self::zeroed();
+        let decoded = Base64::decode(line, material.0.as_mut_slice()).map(<[u8]>::len);
+        match decoded {
+            Ok(Self::LEN) => material.plausible(),
+            _ => Err(diagnose(line).into()),
+        }
+    }
+
+    /// Takes the 32 bytes of `bytes` and wipes them there.
+    ///
+    /// # Errors
+    /// [`Error::KeyMaterial`] if they are plainly not random.
+    pub fn from_bytes(bytes: &mut [u8; 32]) -> Result<Self> {
+        let material = Self::take(bytes);
+        material.plausible()
+    }
+
+    /// Like [`from_bytes`](Self::from_bytes), for bytes of our own making.
+    pub(crate) fn take(bytes: &mut [u8; 32]) -> Self {
+        let mut material = Self::zeroed();
+        material.0.copy_from_slice(bytes);
+        bytes.zeroize();
+        material
+    }
+
+    /// The check value that may be shown. With openssl, for a key in `key.b64`:
+    ///
+    /// ```text
+    /// printf 'byokv fingerprint v1' | openssl dgst -sha256 -mac HMAC \
+    ///   -macopt hexkey:$(base64 -d key.b64 | od -An -v -tx1 | tr -d ' \n') | sed 's/.*= //' | cut -c1-32
+    /// ```
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mac = self.mac(b"byokv fingerprint v1", &[]);
+        let mut first = [0; Fingerprint::LEN];
+        first.copy_from_slice(&mac[..Fingerprint::LEN]);
+        Fingerprint::from_bytes(first)
+    }
+
+    /// Key for one purpose: HKDF-Expand (RFC 5869, section 2.3) with SHA-256. The extract
+    /// step is left out, as section 3.3 allows for material that is uniformly random.
+    pub(crate) fn derive(&self, info: &[&[u8]]) -> Self {
+        let mut derived = Self::zeroed();
+        #[allow(clippy::expect_used)]
+        Hkdf::<Sha256>::from_prk(self.0.as_slice())
+            .expect("32 bytes are long enough for SHA-256")
+            .expand_multi_info(info, derived.0.as_mut_slice())
+            .expect("32 bytes are one block; the limit is 255");
+        derived
+    }
+
+    /// HMAC-SHA-256 (RFC 2104) over `label` and `message`.
+    pub(crate) fn mac(&self, label: &[u8], message: &[u8]) -> [u8; 32] {
+        #[allow(clippy::expect_used)]
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(self.0.as_slice())
+            .expect("HMAC takes keys of any length");
+        mac.update(label);
+        mac.update(message);
+        mac.finalize().into_bytes().into()
+    }
+
+    /// Whether `tag` is the [`mac`](Self::mac), in constant time.
+    pub(crate) fn mac_is(&self, label: &[u8], message: &[u8], tag: &[u8]) -> bool {
+        self.mac(label, message).ct_eq(tag).into()
+    }
+
+    pub(crate) fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(crate) fn duplicate(&self) -> Self {
+        let mut copy = Self::zeroed();
+        copy.0.copy_from_slice(self.0.as_slice());
+        copy
+    }
+
+    fn zeroed() -> Self {
+        Self(Box::new([0; Self::LEN]))
+    }
+
+    fn plausible(self) -> Result<Self> {
+        match implausible(&self.0) {
+            Some(why) => Err(why.into()),
+            None => Ok(self),
+        }
+    }
+}
+
+impl fmt::Debug for KeyMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyMaterial({})", self.fingerprint())
+    }
+}
+
+/// Only ever into and out of sealed bytes, see `sealed`.
+impl Serialize for KeyMaterial {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0.as_slice())
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyMaterial {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Zeroizing::new(Vec::<u8>::deserialize(deserializer)?);
+        let mut material = Self::zeroed();
+        if bytes.len() != Self::LEN {
+            return Err(serde::de::Error::invalid_length(bytes.len(), &"32 bytes"));
+        }
+        material.0.copy_from_slice(&bytes);
+        Ok(material)
+    }
+}
+
+/// Fills `bytes` from the operating system's random source.
+pub(crate) fn random(bytes: &mut [u8]) -> Result<()> {
+    SysRng
+        .try_fill_bytes(bytes)
+        .map_err(|error| Error::RandomUnavailable { why: error.to_string() })
+}
+
+/// Why `line` is not the base64 of 32 bytes.
+fn diagnose(line: &[u8]) -> KeyMaterialError {
+    let symbols = line.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
+    let padding = line.len() - symbols;
+    for (index, &symbol) in line.iter().enumerate() {
+        let position = index + 1;
+        match symbol {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'=' => {}
+            b'-' | b'_' => return KeyMaterialError::UrlSafe { position },
+            _ => return KeyMaterialError::Alphabet { position },
+        }
+    }
+    if line[..symbols].contains(&b'=') {
+        KeyMaterialError::Padding
+    } else if symbols != KeyMaterial::SYMBOLS {
+        KeyMaterialError::WrongLength { bytes: symbols * 3 / 4 }
+    } else if padding != 1 {
+        KeyMaterialError::Padding
+    } else {
+        KeyMaterialError::TrailingBits
+    }
+}
+
+/// What shows that `bytes` did not come from a random generator. Of truly random keys
+/// fewer than one in 10¹² is refused.
+fn implausible(bytes: &[u8; 32]) -> Option<KeyMaterialError> {
+    const FEWEST_DISTINCT: usize = 16;
+
+    let repeats = |period: usize| bytes.iter().zip(&bytes[period..]).all(|(a, b)| a == b);
+    if repeats(1) {
+        return Some(KeyMaterialError::AllAlike);
+    }
+    if let Some(period) = (2..=bytes.len() / 2).find(|&period| repeats(period)) {
+        return Some(KeyMaterialError::Repeats { period });
+    }
+    let step = bytes[1].wrapping_sub(bytes[0]);
+    if bytes.windows(2).all(|pair| pair[1].wrapping_sub(pair[0]) == step) {
+        return Some(KeyMaterialError::Sequence);
+    }
+    if bytes.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
+        return Some(KeyMaterialError::Text);
+    }
+    let mut seen = Zeroizing::new([false; 256]);
+    bytes.iter().for_each(|&b| seen[usize::from(b)] = true);
+    let distinct = seen.iter().filter(|&&s| s).count();
+    (distinct < FEWEST_DISTINCT).then_some(KeyMaterialError::FewDistinct { distinct })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "+Ds/5rQMkhX9fvEE7vq8Oe5Y5zNk9XUfLWzxQXBy2b0=";
+
+    fn refused(text: &str) -> KeyMaterialError {
+        match KeyMaterial::from_base64(text) {
+            Err(Error::KeyMaterial(why)) => why,
+            other => panic!("{text:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn takes_what_openssl_prints() {
+        for end in ["", "\n", "\r\n"] {
+            let key = KeyMaterial::from_base64(&format!("{GOOD}{end}")).unwrap();
+            assert_eq!(Base64::encode_string(key.expose()), GOOD);
+        }
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_text() {
+        use KeyMaterialError::*;
+        let cases: &[(&str, KeyMaterialError)] = &[
+            ("", WrongLength { bytes: 0 }),
+            ("=", WrongLength { bytes: 0 }),
+            ("AAAA", WrongLength { bytes: 3 }),
+            (&GOOD[4..], WrongLength { bytes: 29 }),
+            ("q83vASNFZ4k=", WrongLength { bytes: 8 }),
+            (&GOOD[..43], Padding),
+            (&format!("{GOOD}="), Padding),
+            (&GOOD.replacen('D', "=", 1), Padding),
+            (&GOOD.replacen('+', "-", 1), UrlSafe { position: 1 }),
+            (&GOOD.replacen('/', "_", 1), UrlSafe { position: 4 }),
+            (&GOOD.replacen('5', "!", 1), Alphabet { position: 5 }),
+            (&format!(" {GOOD}"), Alphabet { position: 1 }),
+            (&format!("{GOOD} "), Alphabet { position: 45 }),
+            (&format!("{GOOD}\n\n"), Alphabet { position: 45 }),
+            (&GOOD.replacen('5', "é", 1), Alphabet { position: 5 }),
+            (&GOOD.replace("0=", "1="), TrailingBits),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(refused(text), *expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_plainly_not_random() {
+        use KeyMaterialError::*;
+        let given = |f: &dyn Fn(usize) -> u8| {
+            let mut bytes = std::array::from_fn(f);
+            match KeyMaterial::from_bytes(&mut bytes) {
+                Err(Error::KeyMaterial(why)) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        let byte = |i: usize| u8::try_from(i).unwrap();
+        assert_eq!(given(&|_| 0), AllAlike);
+        assert_eq!(given(&|_| 0xff), AllAlike);
+        assert_eq!(given(&|i| byte(i % 2)), Repeats { period: 2 });
+        assert_eq!(given(&|i| byte(i % 16 * 13 % 16)), Repeats { period: 16 });
+        assert_eq!(given(&byte), Sequence);
+        assert_eq!(given(&|i| 200 - 3 * byte(i)), Sequence);
+        assert_eq!(given(&|i| 250u8.wrapping_add(byte(i))), Sequence);
+        assert_eq!(given(&|i| b"correct horse battery staple 123"[i]), Text);
+        assert_eq!(given(&|i| byte(i * i / 3 % 15)), FewDistinct { distinct: 10 });
+    }
+
+    #[test]
+    fn taking_bytes_wipes_them() {
+        let mut bytes = *b"\x00\x11correct horse battery staple 1";
+        KeyMaterial::from_bytes(&mut bytes).unwrap();
+        assert_eq!(bytes, [0; 32]);
+    }
+
+    #[test]
+    fn generated_keys_differ_and_are_plausible() {
+        for _ in 0..1000 {
+            let (a, b) = (KeyMaterial::generate().unwrap(), KeyMaterial::generate().unwrap());
+            assert_ne!(a.expose(), b.expose());
+            assert_eq!(implausible(a.expose()), None);
+        }
+    }
+
+    /// RFC 5869, test case 1, the expand step.
+    #[test]
+    fn derivation_is_hkdf_expand() {
+        let prk = "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5";
+        let mut prk: [u8; 32] = base16ct::lower::decode_vec(prk).unwrap().try_into().unwrap();
+        let info: Vec<u8> = (0xf0..=0xf9).collect();
+        let okm = KeyMaterial::take(&mut prk).derive(&[&info[..4], &info[4..]]);
+        assert_eq!(
+            base16ct::lower::encode_string(okm.expose()),
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
+        );
+    }
+
+    /// The value that the openssl line in the docs of `fingerprint` prints for `GOOD`.
+    #[test]
+    fn fingerprint_is_what_openssl_computes() {
+        let key = KeyMaterial::from_base64(GOOD).unwrap();
+        assert_eq!(key.fingerprint().to_string(), "0846f66a2cc1aa4c2ccfbf83104049a4");
+    }
+
+    #[test]
+    fn debug_prints_only_the_fingerprint() {
+        let key = KeyMaterial::from_base64(GOOD).unwrap();
+        assert_eq!(format!("{key:?}"), format!("KeyMaterial({})", key.fingerprint()));
+    }
+
+    #[test]
+    fn material_is_wiped_on_drop() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        wiped::<KeyMaterial>();
+    }
+}

@@ -1,0 +1,165 @@
+//! The handle of one rotation.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::progress::Progress;
+use super::{Report, Rotations};
+use crate::audit::{Certificate, CertificateKind};
+use crate::engine::OrgState;
+use crate::error::{Error, Result};
+use crate::id::{KeyState, KeyVersion, Suite};
+use crate::storage::{Space, prefix_range};
+
+/// A rotation that was asked for. Dropping the handle does not stop it; nothing does.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+/// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+/// let acme = store.create_org("acme", OrgPolicy::byok())?;
+/// acme.put("token", "s3cret")?;
+/// let rotation = store.keys().provision("acme", KeyMaterial::generate()?)?;
+/// println!("{}", rotation.progress());
+/// let certificate = rotation.wait()?;
+/// assert_eq!(certificate.records_left, 0);
+/// # Ok::<(), byokv::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Rotation {
+    rotations: Arc<Rotations>,
+    org: Arc<OrgState>,
+    target: Target,
+}
+
+/// What is gone when the rotation has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Version(KeyVersion),
+    Suite(Suite),
+}
+
+impl Rotation {
+    pub(crate) fn new(rotations: Arc<Rotations>, org: Arc<OrgState>, target: Target) -> Self {
+        Self { rotations, org, target }
+    }
+
+    /// Name of the org.
+    #[must_use]
+    pub fn org(&self) -> &str {
+        &self.org.name
+    }
+
+    /// The version that will be retired; `None` if the suite is changed and no key.
+    #[must_use]
+    pub fn replaces(&self) -> Option<KeyVersion> {
+        match self.target {
+            Target::Version(version) => Some(version),
+            Target::Suite(_) => None,
+        }
+    }
+
+    /// How far it has got.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let queued = || Progress::queued(&self.org.name);
+        self.rotations.progress(&self.org).unwrap_or_else(queued)
+    }
+
+    /// Stops after the chunks in hand, until [`resume`](Self::resume) or the next open.
+    pub fn pause(&self) {
+        self.rotations.pause(&self.org, true);
+    }
+
+    /// Goes on after a pause, or tries again after records that did not open were mended.
+    pub fn resume(&self) {
+        self.rotations.pause(&self.org, false);
+        self.rotations.wake(&self.org);
+    }
+
+    /// Waits for the end. If a newer rotation was asked for meanwhile, both end with that one,
+    /// and each gives the certificate of the version that it replaced.
+    ///
+    /// # Errors
+    /// [`Error::RotationBlocked`] if records do not open, [`Error::Closed`] if the store is
+    /// closed first (the rotation then goes on at the next open), [`Error::Bug`].
+    pub fn wait(&self) -> Result<Certificate> {
+        loop {
+            if let Some(certificate) = self.wait_timeout(Duration::from_secs(3600))? {
+                return Ok(certificate);
+            }
+        }
+    }
+
+    /// Waits at most `timeout` for the end; `None` if it has not come.
+    ///
+    /// # Errors
+    /// Those of [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Certificate>> {
+        let until = Instant::now() + timeout;
+        let mut board = self.rotations.board();
+        loop {
+            if self.is_over() {
+                return self.certificate();
+            }
+            if let Some(Report { blocked: Some(why), .. }) = board.reports.get(&self.org.id) {
+                return Err(why.clone());
+            }
+            if self.rotations.engine.is_closed() {
+                return Err(Error::Closed);
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                return Ok(None);
+            };
+            let waited = self.rotations.changed.wait_timeout(board, left);
+            board = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self.target {
+            Target::Version(version) => {
+                let keys = self.org.gate.snapshot();
+                keys.slot(version).is_some_and(|slot| slot.state == KeyState::Retired)
+            }
+            Target::Suite(suite) => self.rotations.engine.with_keyring(|keyring| {
+                keyring.org(&self.org.name).is_ok_and(|entry| entry.suite_before != Some(suite))
+            }),
+        }
+    }
+
+    fn certificate(&self) -> Result<Option<Certificate>> {
+        let engine = &self.rotations.engine;
+        let prefix = [Certificate::PREFIX, self.org.id.as_bytes()].concat();
+        let mut newest: Option<Certificate> = None;
+        for pair in engine.storage.scan(Space::System, prefix_range(&prefix)) {
+            let (key, stored) = pair?;
+            let Some(certificate) = engine.notary.open::<Certificate>(&key, &stored) else {
+                continue;
+            };
+            let fits = match (self.target, certificate.kind) {
+                (Target::Version(version), CertificateKind::KeyRetired) => {
+                    certificate.version == version
+                }
+                (Target::Suite(ours), CertificateKind::SuiteRetired { suite }) => ours == suite,
+                _ => false,
+            };
+            let generation = |c: &Certificate| c.keyring_generation;
+            if fits && newest.as_ref().map(generation) < Some(generation(&certificate)) {
+                newest = Some(certificate);
+            }
+        }
+        let missing = Error::CertificateInvalid { why: "it is missing from the database" };
+        newest.ok_or(missing).map(Some)
+    }
+}
+
+impl fmt::Debug for Rotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rotation")
+            .field("org", &self.org.name)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}

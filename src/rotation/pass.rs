@@ -1,0 +1,219 @@
+//! One pass over an org's records: scan → open → seal → compare-and-swap, in chunks that the
+//! worker's threads take.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, OrgKeys, OrgState, printable};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::gate::Drained;
+use crate::id::{KeyVersion, OrgId, Suite};
+use crate::storage::{Range, Space, Stored, prefix_range};
+
+/// Bytes of envelopes that end a chunk.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Records re-encrypted, by what they were sealed under.
+pub(super) type Rewritten = BTreeMap<(KeyVersion, Suite), u64>;
+
+/// What became of the records of a chunk, or of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Opened under the active version already.
+    pub(super) current: u64,
+    pub(super) rewritten: Rewritten,
+    /// Deleted since they were scanned.
+    pub(super) gone: u64,
+    pub(super) unreadable: u64,
+    /// Name and fault.
+    pub(super) first_unreadable: Option<String>,
+    pub(super) bytes: u64,
+}
+
+impl Tally {
+    pub(super) fn scanned(&self) -> u64 {
+        self.current + self.rewritten.values().sum::<u64>() + self.gone + self.unreadable
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.current += other.current;
+        self.gone += other.gone;
+        self.unreadable += other.unreadable;
+        self.bytes += other.bytes;
+        self.first_unreadable = self.first_unreadable.take().or(other.first_unreadable);
+        for (under, count) in other.rewritten {
+            *self.rewritten.entry(under).or_default() += count;
+        }
+    }
+}
+
+/// A walk over an org's records, chunk by chunk, each with a scan of its own.
+pub(super) struct Cursor {
+    range: Range,
+    pub(super) exhausted: bool,
+}
+
+impl Cursor {
+    pub(super) fn new(org: OrgId) -> Self {
+        Self { range: prefix_range(org.as_bytes()), exhausted: false }
+    }
+
+    /// The next records, at most `most` and about `CHUNK_BYTES`; empty at the end.
+    pub(super) fn chunk(&mut self, engine: &Engine, most: usize) -> Result<Vec<(Vec<u8>, Stored)>> {
+        let mut chunk = Vec::with_capacity(most);
+        let mut bytes = 0;
+        for pair in engine.storage.scan(Space::Records, self.range.clone()) {
+            let (key, stored) = pair?;
+            bytes += stored.len();
+            chunk.push((key, stored));
+            if chunk.len() >= most || bytes >= CHUNK_BYTES {
+                break;
+            }
+        }
+        match chunk.last() {
+            Some((key, _)) => self.range.0 = Bound::Excluded(key.clone()),
+            None => self.exhausted = true,
+        }
+        Ok(chunk)
+    }
+}
+
+/// A pass that is under way.
+pub(super) struct Pass {
+    pub(super) cursor: Cursor,
+    pub(super) tally: Tally,
+    /// Chunks that are with the threads.
+    pub(super) outstanding: usize,
+    drained: Arc<Drained<OrgKeys>>,
+}
+
+/// Proof that every record of the org was opened, one by one, after the writers had drained.
+pub(super) struct CleanPass {
+    pub(super) drained: Arc<Drained<OrgKeys>>,
+    pub(super) records: u64,
+}
+
+impl Pass {
+    pub(super) fn new(org: &OrgState) -> Self {
+        Self {
+            cursor: Cursor::new(org.id),
+            tally: Tally::default(),
+            outstanding: 0,
+            drained: org.drained(),
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.cursor.exhausted && self.outstanding == 0
+    }
+
+    /// Unreadable blocks retirement (invariant 7): gives the proof only for a clean pass.
+    pub(super) fn finish(self) -> Result<CleanPass, Tally> {
+        debug_assert!(self.is_over());
+        if self.tally.unreadable > 0 {
+            return Err(self.tally);
+        }
+        let records = self.tally.scanned() - self.tally.gone;
+        Ok(CleanPass { drained: self.drained, records })
+    }
+}
+
+/// A chunk for a thread.
+pub(super) struct Job {
+    pub(super) org: Arc<OrgState>,
+    pub(super) records: Vec<(Vec<u8>, Stored)>,
+}
+
+/// What a thread made of it.
+pub(super) struct Done {
+    pub(super) org: OrgId,
+    pub(super) tally: Tally,
+    pub(super) busy: Duration,
+    /// Why the chunk was not finished.
+    pub(super) error: Option<Error>,
+}
+
+impl Job {
+    /// Never panics: a panic stops this org's rotation, not the store.
+    pub(super) fn run(self, engine: &Engine) -> Done {
+        let started = Instant::now();
+        let mut tally = Tally::default();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.records.iter().try_for_each(|(key, stored)| {
+                tally.bytes += stored.len() as u64;
+                rewrite(engine, &self.org, &key[OrgId::LEN..], key, stored.clone(), &mut tally)
+            })
+        }));
+        let error = match outcome {
+            Ok(outcome) => outcome.err(),
+            Err(_) => Some(Error::Bug { org: self.org.name.to_string() }),
+        };
+        Done { org: self.org.id, tally, busy: started.elapsed(), error }
+    }
+}
+
+/// Brings one record under the active key by compare-and-swap on the exact old envelope. A lost
+/// swap means that somebody newer was there: the record is read again. So no write is lost and
+/// no delete undone (invariant 5).
+fn rewrite(
+    engine: &Engine,
+    org: &OrgState,
+    name: &[u8],
+    key: &[u8],
+    mut stored: Stored,
+    tally: &mut Tally,
+) -> Result<()> {
+    loop {
+        // Inside the gate like any writer: what is sealed here is in the tree before the
+        // version it was sealed under can be replaced.
+        let keys = org.gate.enter();
+        let opened = keys.open(name, &stored);
+        let header = keys.header(&stored);
+        match (opened, header) {
+            (Ok(_), Ok(header)) if keys.is_current(&header) => {
+                tally.current += 1;
+                return Ok(());
+            }
+            (Ok(value), Ok(header)) => {
+                let envelope = keys.seal(name, &value)?;
+                failpoint::reach("rewrite.sealed", &org.name);
+                let swapped = engine.storage.compare_and_swap(
+                    Space::Records,
+                    key,
+                    Some(&stored),
+                    Some(envelope),
+                )?;
+                if swapped {
+                    failpoint::reach("rewrite.swapped", &org.name);
+                    engine.written();
+                    *tally.rewritten.entry((header.version, header.suite)).or_default() += 1;
+                    return Ok(());
+                }
+            }
+            (Err(error @ Error::KeySuspended { .. }), _) => return Err(error),
+            (Err(error), _) => {
+                let now = engine.storage.get(Space::Records, key)?;
+                if now.as_ref() == Some(&stored) {
+                    tracing::error!(org = %org.name, %error, "a record does not open");
+                    let described = || format!("\"{}\" ({error})", printable(name));
+                    tally.first_unreadable.get_or_insert_with(described);
+                    tally.unreadable += 1;
+                    return Ok(());
+                }
+            }
+            (Ok(_), Err(_)) => debug_assert!(false, "opened without a header"),
+        }
+        drop(keys);
+        match engine.storage.get(Space::Records, key)? {
+            Some(newer) => stored = newer,
+            None => {
+                tally.gone += 1;
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! drained → clean → counted → synced → certificate → destroyed. Each step hands on a proof
+//! that only it can make, so no other order compiles (invariant 8).
+
+use super::count::HeaderCount;
+use super::pass::{CleanPass, Rewritten};
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms};
+use crate::engine::{Engine, OrgState};
+use crate::error::Result;
+use crate::failpoint;
+use crate::id::{KeyState, KeyVersion, Suite};
+use crate::keyring::Owed;
+
+/// Proof that after a clean pass an independent scan found no record under these.
+pub(super) struct CountedZero {
+    pass: CleanPass,
+    versions: Vec<KeyVersion>,
+    suite: Option<Suite>,
+}
+
+/// Proof that everything counted is durable.
+pub(super) struct Synced(CountedZero);
+
+impl CountedZero {
+    /// What the count clears of what was leaving when the writers had drained; `None` if that
+    /// is nothing. A record whose header cannot be read may be anyone's: it clears nothing.
+    pub(super) fn new(
+        pass: CleanPass,
+        count: &HeaderCount,
+        suite_before: Option<Suite>,
+    ) -> Option<Self> {
+        let census = count.census();
+        if census.malformed > 0 {
+            return None;
+        }
+        let keys = pass.drained.snapshot();
+        let versions: Vec<_> = keys
+            .slots
+            .iter()
+            .filter(|slot| slot.version != keys.active && slot.state == KeyState::DecryptOnly)
+            .map(|slot| slot.version)
+            .filter(|version| !census.by_version.contains_key(version))
+            .collect();
+        let is_gone = |suite: &Suite| *suite != keys.suite && !census.by_suite.contains_key(suite);
+        let suite = suite_before.filter(is_gone);
+        (!versions.is_empty() || suite.is_some()).then_some(Self { pass, versions, suite })
+    }
+
+    pub(super) fn sync(self, engine: &Engine) -> Result<Synced> {
+        engine.sync()?;
+        Ok(Synced(self))
+    }
+}
+
+/// Destroys what was proven to have no record left. Certificates and the keyring without the
+/// material become true in one replacement of the keyring's file; then the material in memory
+/// goes with the last operation that still uses it.
+pub(super) fn retire(
+    engine: &Engine,
+    org: &OrgState,
+    Synced(proof): Synced,
+    rewritten: &Rewritten,
+) -> Result<Vec<Certificate>> {
+    failpoint::reach("retire.synced", &org.name);
+    let CountedZero { pass, versions, suite } = proof;
+    let now = now_unix_ms();
+    let count = |of: &dyn Fn(KeyVersion, Suite) -> bool| {
+        rewritten.iter().filter(|&(&(v, s), _)| of(v, s)).map(|(_, count)| count).sum()
+    };
+    let certificates = engine.change(None, |keyring, drafts| {
+        let (store, generation) = (keyring.store, keyring.generation);
+        let entry = keyring.org_mut(&org.name)?;
+        let successor = pass.drained.snapshot().active;
+        let certificate = |kind, version: &crate::keyring::VersionEntry, rewritten| Certificate {
+            kind,
+            store,
+            org: org.name.to_string(),
+            org_id: org.id,
+            version: version.version,
+            fingerprint: version.fingerprint,
+            origin: version.origin,
+            successor,
+            records_rewritten: rewritten,
+            records_verified: pass.records,
+            records_left: 0,
+            at_unix_ms: now,
+            keyring_generation: generation,
+            authenticator: Vec::new(),
+        };
+        let mut certificates = Vec::new();
+        for &version in &versions {
+            entry.retire(version, now)?;
+            let Some(retired) = entry.version(version) else { continue };
+            let draft = Draft::new(AuditEvent::KeyRetired).org(&org.name, org.id);
+            drafts.push(draft.key(version, retired.fingerprint));
+            let rewritten = count(&|v, _| v == version);
+            certificates.push(certificate(CertificateKind::KeyRetired, retired, rewritten));
+        }
+        if let Some(suite) = suite {
+            entry.suite_before = None;
+            let event = AuditEvent::SuiteRetired { suite };
+            drafts.push(Draft::new(event).org(&org.name, org.id));
+            let kind = CertificateKind::SuiteRetired { suite };
+            let rewritten = count(&|_, s| s == suite);
+            certificates.push(certificate(kind, entry.newest(), rewritten));
+        }
+        let certified = certificates.into_iter().map(|certificate| {
+            let certificate = engine.notary.certify(certificate);
+            let key = certificate.key();
+            let value = engine.notary.seal(&key, &certificate)?;
+            keyring.outbox.push(Owed { key, value });
+            Ok(certificate)
+        });
+        certified.collect::<Result<Vec<_>>>()
+    })?;
+    engine.publish(org);
+    failpoint::reach("retire.done", &org.name);
+    for Certificate { version, fingerprint, records_rewritten, .. } in &certificates {
+        tracing::info!(org = %org.name, %version, %fingerprint, records_rewritten, "retired");
+    }
+    Ok(certificates)
+}

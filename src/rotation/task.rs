@@ -1,0 +1,309 @@
+//! The rotation of one org, one bounded step at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Report;
+use super::count::HeaderCount;
+use super::pass::{CleanPass, Cursor, Done, Job, Pass, Rewritten};
+use super::progress::{Phase, Progress};
+use super::retire::{self, CountedZero};
+use super::throttle::Meter;
+use crate::engine::{Engine, OrgState};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::id::{KeyVersion, OrgId, Suite};
+use crate::storage::Space;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+pub(super) struct Task {
+    pub(super) org: Arc<OrgState>,
+    pub(super) paused: bool,
+    stage: Stage,
+    retry_delay: Duration,
+    rewritten: Rewritten,
+    survey: Survey,
+    meter: Meter,
+}
+
+enum Stage {
+    Rewriting { pass: Pass, fault: Option<Error> },
+    Verifying { pass: CleanPass, count: HeaderCount },
+    Waiting { until: Instant, why: Error },
+    Blocked { why: Error, unreadable: u64 },
+    Done { records: u64 },
+}
+
+/// What a step led to.
+pub(super) enum Step {
+    /// A chunk for a thread.
+    Job(Job),
+    /// Something was done; there is more.
+    Went,
+    /// Nothing to do before a chunk comes back, the time given, or a command.
+    Idle(Option<Instant>),
+    Finished,
+}
+
+/// Counts an org's records while the threads are busy, for the time left.
+struct Survey {
+    cursor: Cursor,
+    records: u64,
+}
+
+impl Task {
+    pub(super) fn new(engine: &Engine, org: Arc<OrgState>) -> Self {
+        Self {
+            stage: Stage::Rewriting { pass: Pass::new(&org), fault: None },
+            paused: false,
+            retry_delay: FIRST_RETRY,
+            rewritten: load_rewritten(engine, &org),
+            survey: Survey { cursor: Cursor::new(org.id), records: 0 },
+            meter: Meter::new(Instant::now()),
+            org,
+        }
+    }
+
+    /// The keyring changed, or somebody asked to try again.
+    pub(super) fn wake(&mut self) {
+        if matches!(self.stage, Stage::Waiting { .. } | Stage::Blocked { .. } | Stage::Done { .. })
+        {
+            self.start_pass();
+        }
+    }
+
+    pub(super) fn step(&mut self, engine: &Engine, now: Instant, chunk: usize) -> Step {
+        if self.paused {
+            return Step::Idle(None);
+        }
+        match self.try_step(engine, now, chunk) {
+            Ok(step) => step,
+            Err(error) => {
+                self.wait(now, error);
+                Step::Went
+            }
+        }
+    }
+
+    fn try_step(&mut self, engine: &Engine, now: Instant, chunk: usize) -> Result<Step> {
+        match &mut self.stage {
+            Stage::Done { .. } => Ok(Step::Finished),
+            Stage::Blocked { .. } => Ok(Step::Idle(None)),
+            Stage::Waiting { until, .. } if *until > now => Ok(Step::Idle(Some(*until))),
+            Stage::Waiting { .. } => {
+                self.start_pass();
+                Ok(Step::Went)
+            }
+            Stage::Rewriting { pass, fault } => {
+                if let Some(error) = fault.take_if(|_| pass.outstanding == 0) {
+                    return Err(error);
+                }
+                if fault.is_some() || (pass.cursor.exhausted && pass.outstanding > 0) {
+                    return Ok(Step::Idle(None));
+                }
+                if pass.cursor.exhausted {
+                    self.finish_pass();
+                    return Ok(Step::Went);
+                }
+                let records = match pass.cursor.chunk(engine, chunk) {
+                    Ok(records) => records,
+                    Err(error) => {
+                        *fault = Some(error);
+                        return Ok(Step::Went);
+                    }
+                };
+                if records.is_empty() {
+                    return Ok(Step::Went);
+                }
+                pass.outstanding += 1;
+                Ok(Step::Job(Job { org: Arc::clone(&self.org), records }))
+            }
+            Stage::Verifying { count, .. } => {
+                if !count.step(engine, &self.org)? {
+                    self.retire(engine)?;
+                }
+                Ok(Step::Went)
+            }
+        }
+    }
+
+    /// A chunk came back.
+    pub(super) fn done(&mut self, engine: &Engine, now: Instant, done: Done) {
+        let scanned = done.tally.scanned();
+        self.meter.add(now, scanned);
+        if !done.tally.rewritten.is_empty() {
+            for (&under, count) in &done.tally.rewritten {
+                *self.rewritten.entry(under).or_default() += count;
+            }
+            // Only a figure for the certificate hangs on it.
+            if let Err(error) = save_rewritten(engine, &self.org, &self.rewritten) {
+                tracing::warn!(org = %self.org.name, %error, "progress not noted");
+            }
+        }
+        if let Stage::Rewriting { pass, fault } = &mut self.stage {
+            pass.outstanding -= 1;
+            pass.tally.add(done.tally);
+            *fault = fault.take().or(done.error);
+        }
+    }
+
+    /// Counts on a little for the time left, if that is not done yet.
+    pub(super) fn survey(&mut self, engine: &Engine) -> bool {
+        const STEP: usize = 4096;
+        if self.survey.cursor.exhausted || self.paused {
+            return false;
+        }
+        match self.survey.cursor.chunk(engine, STEP) {
+            Ok(records) => self.survey.records += records.len() as u64,
+            Err(_) => self.survey.cursor.exhausted = true,
+        }
+        true
+    }
+
+    fn start_pass(&mut self) {
+        self.stage = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+    }
+
+    fn finish_pass(&mut self) {
+        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        let Stage::Rewriting { pass, .. } = std::mem::replace(&mut self.stage, fresh) else {
+            return;
+        };
+        let org = self.org.name.to_string();
+        match pass.finish() {
+            Ok(pass) => {
+                failpoint::reach("rewrite.passed", &org);
+                self.retry_delay = FIRST_RETRY;
+                self.stage = Stage::Verifying { pass, count: HeaderCount::new(&self.org) };
+            }
+            Err(tally) => {
+                let first = tally.first_unreadable.unwrap_or_default();
+                let unreadable = tally.unreadable;
+                tracing::error!(%org, unreadable, first, "rotation blocked");
+                self.stage = Stage::Blocked {
+                    why: Error::RotationBlocked { org, unreadable, first },
+                    unreadable,
+                };
+            }
+        }
+    }
+
+    /// The count is complete: retires what it clears, then goes on with what is left.
+    fn retire(&mut self, engine: &Engine) -> Result<()> {
+        failpoint::reach("verify.counted", &self.org.name);
+        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        let Stage::Verifying { pass, count } = std::mem::replace(&mut self.stage, fresh) else {
+            return Ok(());
+        };
+        let (rotating, suite_before) = self.under_way(engine);
+        if !rotating {
+            return self.finish(engine, count.census().total());
+        }
+        let Some(zero) = CountedZero::new(pass, &count, suite_before) else {
+            // Nothing is cleared: a newer key came during the pass, or a leaving one is
+            // suspended. The next pass finds out.
+            return self.still_suspended(engine).map_or(Ok(()), Err);
+        };
+        retire::retire(engine, &self.org, zero.sync(engine)?, &self.rewritten)?;
+        if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, count.census().total()) }
+    }
+
+    fn finish(&mut self, engine: &Engine, records: u64) -> Result<()> {
+        self.stage = Stage::Done { records };
+        engine.storage.put(Space::System, &rewritten_key(self.org.id), None)
+    }
+
+    fn under_way(&self, engine: &Engine) -> (bool, Option<Suite>) {
+        engine.with_keyring(|keyring| match keyring.org(&self.org.name) {
+            Ok(entry) => (entry.is_rotating(), entry.suite_before),
+            Err(_) => (false, None),
+        })
+    }
+
+    fn still_suspended(&self, engine: &Engine) -> Option<Error> {
+        use crate::id::KeyState::Suspended;
+        let version = engine.with_keyring(|keyring| {
+            let entry = keyring.org(&self.org.name).ok()?;
+            entry.versions.iter().find(|v| v.state == Suspended).map(|v| v.version)
+        })?;
+        Some(Error::KeySuspended { org: self.org.name.to_string(), version })
+    }
+
+    fn wait(&mut self, now: Instant, why: Error) {
+        if matches!(why, Error::Bug { .. }) {
+            self.stage = Stage::Blocked { why, unreadable: 0 };
+            return;
+        }
+        tracing::warn!(org = %self.org.name, error = %why, "rotation waits");
+        self.stage = Stage::Waiting { until: now + self.retry_delay, why };
+        self.retry_delay = (self.retry_delay * 2).min(LONGEST_RETRY);
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let surveyed = self.survey.cursor.exhausted.then_some(self.survey.records);
+        let mut progress = Progress {
+            paused: self.paused,
+            rewritten: self.rewritten.values().sum(),
+            rate: self.meter.rate(),
+            total: surveyed,
+            ..Progress::queued(&self.org.name)
+        };
+        let mut blocked = None;
+        match &self.stage {
+            Stage::Rewriting { pass, .. } => {
+                progress.phase = Phase::Rewriting;
+                progress.scanned = pass.tally.scanned();
+                progress.unreadable = pass.tally.unreadable;
+                progress.time_left = time_left(&progress);
+            }
+            Stage::Verifying { count, .. } => {
+                progress.phase = Phase::Verifying;
+                progress.scanned = count.census().total();
+            }
+            Stage::Waiting { why, .. } => {
+                progress.phase = Phase::Waiting;
+                progress.reason = Some(why.to_string());
+            }
+            Stage::Blocked { why, unreadable } => {
+                progress.phase = Phase::Blocked;
+                progress.unreadable = *unreadable;
+                progress.reason = Some(why.to_string());
+                blocked = Some(why.clone());
+            }
+            Stage::Done { records } => {
+                progress.phase = Phase::Done;
+                progress.scanned = *records;
+            }
+        }
+        Report { progress, blocked }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn time_left(progress: &Progress) -> Option<Duration> {
+    let left = progress.total?.saturating_sub(progress.scanned) as f64;
+    let rate = progress.rate.filter(|rate| *rate > 0.0)?;
+    Duration::try_from_secs_f64(left / rate).ok()
+}
+
+fn rewritten_key(org: OrgId) -> Vec<u8> {
+    [b"rotation/", &org.as_bytes()[..]].concat()
+}
+
+fn load_rewritten(engine: &Engine, org: &OrgState) -> Rewritten {
+    let key = rewritten_key(org.id);
+    let stored = engine.storage.get(Space::System, &key).ok().flatten();
+    let counts: Option<Vec<((KeyVersion, Suite), u64)>> =
+        stored.and_then(|stored| engine.notary.open(&key, &stored));
+    counts.map_or_else(BTreeMap::new, |counts| counts.into_iter().collect())
+}
+
+fn save_rewritten(engine: &Engine, org: &OrgState, rewritten: &Rewritten) -> Result<()> {
+    let key = rewritten_key(org.id);
+    let counts: Vec<_> = rewritten.iter().map(|(&under, &count)| (under, count)).collect();
+    let value = engine.notary.seal(&key, &counts)?;
+    engine.storage.put(Space::System, &key, Some(value))
+}

@@ -1,0 +1,158 @@
+//! The coordinating thread: takes the rotating orgs in turn, hands chunks to the threads, and
+//! waits on a condition, never for a time alone.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, Sender};
+
+use super::pass::{Done, Job};
+use super::task::{Step, Task};
+use super::throttle::Pace;
+use super::{Command, Rotations};
+
+struct Coordinator<'a> {
+    shared: &'a Rotations,
+    workers: usize,
+    /// In the order in which they get their next step.
+    tasks: VecDeque<Task>,
+    jobs: Sender<Job>,
+    outstanding: usize,
+    pace: Pace,
+}
+
+/// Runs until `Command::Stop`.
+pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usize) {
+    // A second chunk for each thread waits in the channel, so that none has to wait for one.
+    let (jobs, taken) = channel::bounded::<Job>(workers * 2);
+    let (finished, results) = channel::unbounded::<Done>();
+    let scope = crossbeam::thread::scope(|scope| {
+        for _ in 0..workers {
+            let (taken, finished) = (taken.clone(), finished.clone());
+            scope.spawn(move |_| {
+                for job in taken {
+                    if finished.send(job.run(&shared.engine)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop((taken, finished));
+        let coordinator = Coordinator {
+            shared,
+            workers,
+            tasks: VecDeque::new(),
+            jobs,
+            outstanding: 0,
+            pace: Pace::new(),
+        };
+        coordinator.run(commands, &results);
+    });
+    if scope.is_err() {
+        tracing::error!("a thread of the rotation panicked");
+    }
+}
+
+impl Coordinator<'_> {
+    fn run(mut self, commands: &Receiver<Command>, results: &Receiver<Done>) {
+        loop {
+            let timeout = self.go_on(Instant::now());
+            let timeout = timeout.map_or_else(channel::never, channel::after);
+            channel::select! {
+                recv(commands) -> command => match command {
+                    Ok(command) => if !self.obey(command) { return },
+                    Err(_) => return,
+                },
+                recv(results) -> done => if let Ok(done) = done { self.take(done) },
+                recv(timeout) -> _ => {}
+            }
+            // Whatever else came meanwhile is taken before the next step.
+            for done in results.try_iter() {
+                self.take(done);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Stop => return false,
+            Command::Pace => self.pace = Pace::new(),
+            Command::Pause(org, paused) => {
+                if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == org) {
+                    task.paused = paused;
+                    if !paused {
+                        task.wake();
+                    }
+                    self.shared.report(org, task.report());
+                }
+            }
+            Command::Wake(org) => match self.tasks.iter_mut().find(|task| task.org.id == org.id) {
+                Some(task) => task.wake(),
+                None => self.tasks.push_back(Task::new(&self.shared.engine, org)),
+            },
+        }
+        true
+    }
+
+    fn take(&mut self, done: Done) {
+        let now = Instant::now();
+        self.outstanding -= 1;
+        self.pace.worked(now, &self.shared.throttle(), done.busy, self.workers);
+        if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == done.org) {
+            task.done(&self.shared.engine, now, done);
+            self.shared.report(task.org.id, task.report());
+        }
+    }
+
+    /// Steps the tasks in turn until there is nothing more to do now. How long until there is,
+    /// if that is known; a command or a finished chunk comes before.
+    fn go_on(&mut self, now: Instant) -> Option<Duration> {
+        let engine = &self.shared.engine;
+        let throttle = self.shared.throttle();
+        let mut idle = 0;
+        let mut earliest: Option<Duration> = None;
+        while idle < self.tasks.len() {
+            if self.outstanding >= self.workers * 2 {
+                // The threads have enough: time to count, or to wait for them.
+                let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
+                return surveyed.then_some(Duration::ZERO);
+            }
+            let pause = self.pace.wait(now);
+            if !pause.is_zero() {
+                return Some(pause);
+            }
+            let Some(mut task) = self.tasks.pop_front() else { break };
+            match task.step(engine, now, throttle.chunk_records()) {
+                Step::Job(job) => {
+                    idle = 0;
+                    self.outstanding += 1;
+                    let bytes = job.records.iter().map(|(_, stored)| stored.len() as u64).sum();
+                    self.pace.handed_out(now, &throttle, job.records.len() as u64, bytes);
+                    // The channel has room for all that may be outstanding.
+                    let _ = self.jobs.send(job);
+                }
+                Step::Went => {
+                    idle = 0;
+                    self.shared.report(task.org.id, task.report());
+                }
+                Step::Idle(until) => {
+                    idle += 1;
+                    if let Some(until) = until {
+                        let wait = until.saturating_duration_since(now);
+                        earliest = Some(earliest.map_or(wait, |e: Duration| e.min(wait)));
+                    }
+                }
+                Step::Finished => {
+                    self.shared.report(task.org.id, task.report());
+                    continue;
+                }
+            }
+            self.tasks.push_back(task);
+            if idle == 0 && self.tasks.len() == 1 && self.outstanding == 0 {
+                // A long count of a single org must not keep commands waiting.
+                return Some(Duration::ZERO);
+            }
+        }
+        earliest
+    }
+}

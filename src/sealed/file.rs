@@ -1,0 +1,149 @@
+//! Files that are replaced whole: never half-written, the old bytes overwritten.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::failpoint;
+
+/// Where the next content of `path` is prepared, and where the old content ends up.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Replaces `path` by `bytes`, atomically and durably:
+///
+/// 1. write `path.new`, fsync it;
+/// 2. exchange the two names (Linux `renameat2(RENAME_EXCHANGE)`), or link where there is no
+///    old file; must come after 1, or a crash leaves a torn file under the name;
+/// 3. fsync the directory; must come after 2, or a power cut undoes it;
+/// 4. overwrite what is now `path.new`, the old bytes, and remove it; must come after 3, or a
+///    power cut may bring the overwritten file back under the name.
+///
+/// At each moment `path` is whole, and `path.new` is one that may be thrown away.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let new = beside(path);
+    let during = |step: &str| format!("{step} {}", new.display());
+    discard(path)?;
+    let mut file = private(&new).map_err(|e| Error::io(during("creating"), e))?;
+    file.write_all(bytes).map_err(|e| Error::io(during("writing"), e))?;
+    file.sync_all().map_err(|e| Error::io(during("syncing"), e))?;
+    drop(file);
+    failpoint::reach("keyring.written", "");
+    if path.exists() {
+        exchange(&new, path).map_err(|e| Error::io(during("exchanging"), e))?;
+    } else {
+        fs::rename(&new, path).map_err(|e| Error::io(during("renaming"), e))?;
+    }
+    failpoint::reach("keyring.exchanged", "");
+    sync_dir(path)?;
+    failpoint::reach("keyring.dir_synced", "");
+    discard(path)
+}
+
+/// Overwrites and removes what a replacement left behind, finished or not.
+///
+/// The overwriting reaches the blocks of the old file on file systems that write in place. It
+/// does not on copy-on-write and log-structured ones (btrfs, ZFS, F2FS), nor does it reach a
+/// flash drive's spare blocks, journals or snapshots.
+pub(crate) fn discard(path: &Path) -> Result<()> {
+    let old = beside(path);
+    let during = |step: &str| format!("{step} {}", old.display());
+    let mut file = match OpenOptions::new().write(true).open(&old) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(during("opening"), e)),
+    };
+    let len = file.metadata().map_err(|e| Error::io(during("sizing"), e))?.len();
+    io::copy(&mut io::repeat(0).take(len), &mut file)
+        .and_then(|_| file.sync_data())
+        .map_err(|e| Error::io(during("overwriting"), e))?;
+    fs::remove_file(&old).map_err(|e| Error::io(during("removing"), e))
+}
+
+/// Makes the names in the directory of `path` durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::io(format!("syncing the directory {}", dir.display()), e))
+}
+
+/// Creates or opens a file that only its owner may read.
+pub(crate) fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(new: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // The file system cannot exchange: the old bytes go unoverwritten.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(new, path),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(new: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_and_leaves_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring");
+        for content in ["one", "two, longer", "3"] {
+            replace(&path, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_old_bytes_are_overwritten_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring");
+        replace(&path, b"an old secret").unwrap();
+        let mut old = File::open(&path).unwrap();
+        replace(&path, b"a new secret").unwrap();
+        let mut bytes = Vec::new();
+        old.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [0; 13]);
+    }
+
+    #[test]
+    fn a_half_written_successor_is_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring");
+        replace(&path, b"whole").unwrap();
+        fs::write(dir.path().join("keyring.new"), "hal").unwrap();
+        discard(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert!(!dir.path().join("keyring.new").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring");
+        replace(&path, b"x").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,83 @@
+//! What the engine needs of a storage engine, and nothing more.
+
+mod sled;
+
+use std::ops::Bound;
+
+use crate::error::Result;
+
+pub(crate) use self::sled::{SledOptions, SledStorage, Stored};
+
+/// Two key spaces of one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// Envelopes: org id ‖ name.
+    Records,
+    /// What the store keeps about itself: mark, audit entries, certificates, progress.
+    System,
+}
+
+/// One write of a batch; no value deletes.
+pub(crate) struct Write {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+pub(crate) type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+pub(crate) type Pairs = Box<dyn DoubleEndedIterator<Item = Result<(Vec<u8>, Stored)>> + Send>;
+
+/// Contract: a write that returned is seen by every later call on every thread, and is on disk
+/// after a later [`sync`](Storage::sync) returned. Keys are ordered as bytes. No method panics.
+pub(crate) trait Storage: Send + Sync {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Stored>>;
+
+    /// Writes one key, or deletes it.
+    fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()>;
+
+    /// Replaces `old` by `new` if the key still has exactly `old`; `None` is an absent key.
+    fn compare_and_swap(
+        &self,
+        space: Space,
+        key: &[u8],
+        old: Option<&[u8]>,
+        new: Option<Vec<u8>>,
+    ) -> Result<bool>;
+
+    /// All writes or none, also after a crash. A reader of several keys may see some of them
+    /// before the others.
+    fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()>;
+
+    /// Lazily, in key order. Keys written behind the iterator are not seen, keys ahead are.
+    fn scan(&self, space: Space, range: Range) -> Pairs;
+
+    /// Returns when every write that returned before would survive a power cut.
+    fn sync(&self) -> Result<()>;
+
+    fn bytes_on_disk(&self) -> Result<u64>;
+}
+
+/// The range of all keys that start with `prefix`.
+pub(crate) fn prefix_range(prefix: &[u8]) -> Range {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return (Bound::Included(prefix.to_vec()), Bound::Excluded(end));
+        }
+    }
+    (Bound::Included(prefix.to_vec()), Bound::Unbounded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_ranges_end_after_the_prefix() {
+        let end = |prefix: &[u8]| prefix_range(prefix).1;
+        assert_eq!(end(b"a"), Bound::Excluded(b"b".to_vec()));
+        assert_eq!(end(b"a\xff\xff"), Bound::Excluded(b"b".to_vec()));
+        assert_eq!(end(b"\xff"), Bound::Unbounded);
+        assert_eq!(end(b""), Bound::Unbounded);
+    }
+}

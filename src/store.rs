@@ -1,0 +1,333 @@
+//! The store: opening, closing, and the threads that work behind it.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+
+use crate::admin::{KeyAdmin, OrgStatus, status};
+use crate::engine::{Engine, EngineOptions};
+use crate::error::{Error, Result};
+use crate::id::OrgId;
+use crate::keyring::OrgPolicy;
+use crate::keyring::root::RootKey;
+use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
+use crate::org::Org;
+use crate::rotation::{Rotations, Throttle, WorkerThread};
+use crate::storage::SledOptions;
+
+/// How a store is opened.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let data = dir.path().join("data");
+/// use byokv::{KeyMaterial, Options, RootKey};
+///
+/// let root = RootKey::from_material(KeyMaterial::generate()?);
+/// let store = Options::new().cache_bytes(256 << 20).rotation_workers(2).open(data, root)?;
+/// # Ok::<(), byokv::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options {
+    cache_bytes: u64,
+    sync_interval: Duration,
+    rotation_workers: usize,
+    throttle: Throttle,
+    create: bool,
+    accept_rollback: bool,
+}
+
+impl Options {
+    /// The defaults that each method names.
+    #[must_use]
+    pub fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            cache_bytes: 128 << 20,
+            sync_interval: Duration::from_millis(500),
+            rotation_workers: cores.min(4),
+            throttle: Throttle::unlimited(),
+            create: true,
+            accept_rollback: false,
+        }
+    }
+
+    /// sled's page cache, bytes. Default 128 MiB, at least 1 MiB. Resident memory is about
+    /// one and a half times as much.
+    #[must_use]
+    pub fn cache_bytes(mut self, bytes: u64) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Longest time that a buffered write waits to be made durable, not counting the sync
+    /// itself. Default 500 ms, 10 ms to 1 hour.
+    #[must_use]
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.sync_interval = interval;
+        self
+    }
+
+    /// Threads that re-encrypt during a rotation. Default: as many as cores, at most 4;
+    /// 1 to 64.
+    #[must_use]
+    pub fn rotation_workers(mut self, workers: usize) -> Self {
+        self.rotation_workers = workers;
+        self
+    }
+
+    /// Ceiling on what rotations use. Default none. Changed later by
+    /// [`KeyAdmin::set_throttle`].
+    #[must_use]
+    pub fn throttle(mut self, throttle: Throttle) -> Self {
+        self.throttle = throttle;
+        self
+    }
+
+    /// Whether to make a store where there is none. Default yes.
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Opens a store although a part of it is older than the rest proves it must be, and notes
+    /// that in the audit log. What the missing syncs had written is lost; records whose key the
+    /// older keyring does not know stay unreadable. Keep a copy of the directory first.
+    /// Default no.
+    #[must_use]
+    pub fn danger_accept_rollback(mut self, accept: bool) -> Self {
+        self.accept_rollback = accept;
+        self
+    }
+
+    /// Opens the store in `dir`, or makes it (mode 0700) with `root` as its root key. What was
+    /// under way when it was last open goes on by itself.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
+    /// touched); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; disk
+    /// errors of the machine.
+    pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
+        self.check()?;
+        let options = EngineOptions {
+            sled: SledOptions { cache_bytes: self.cache_bytes, flush_interval: self.sync_interval },
+            create: self.create,
+            accept_rollback: self.accept_rollback,
+        };
+        let engine = Engine::open(dir.as_ref(), root, &options)?;
+        let (rotations, worker) =
+            Rotations::start(Arc::clone(&engine), self.rotation_workers, self.throttle)?;
+        let syncer = Syncer::start(Arc::clone(&engine), self.sync_interval)?;
+        Ok(Store { engine, rotations, worker, syncer })
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |option, why| Err(Error::InvalidOption { option, why });
+        if self.cache_bytes < 1 << 20 {
+            return invalid("cache_bytes", "at least 1 MiB");
+        }
+        let interval = Duration::from_millis(10)..=Duration::from_secs(3600);
+        if !interval.contains(&self.sync_interval) {
+            return invalid("sync_interval", "10 ms to 1 hour");
+        }
+        if !(1..=64).contains(&self.rotation_workers) {
+            return invalid("rotation_workers", "1 to 64");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One data directory, opened by one process. Share it in an `Arc`, or hand out [`Org`]s.
+///
+/// Dropping it closes it like [`close`](Self::close), with errors only logged. The directory
+/// stays locked until the last handle from it is dropped too.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let data = dir.path().join("data");
+/// use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+///
+/// let store = Store::open(data, RootKey::from_material(KeyMaterial::generate()?))?;
+/// let acme = store.create_org("acme", OrgPolicy::byok())?;
+/// acme.put("clusters/prod/token", "s3cret")?;
+/// store.close()?;
+/// # Ok::<(), byokv::Error>(())
+/// ```
+pub struct Store {
+    engine: Arc<Engine>,
+    rotations: Arc<Rotations>,
+    worker: WorkerThread,
+    syncer: Syncer,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes it, with default [`Options`].
+    ///
+    /// # Errors
+    /// Those of [`Options::open`].
+    pub fn open(dir: impl AsRef<Path>, root: RootKey) -> Result<Self> {
+        Options::new().open(dir, root)
+    }
+
+    /// Makes an org under a platform key of its own.
+    ///
+    /// # Errors
+    /// [`Error::OrgExists`], [`Error::InvalidOrgName`]; disk errors of the machine.
+    pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
+        let state = self.engine.create_org(name, policy)?;
+        Ok(Org::new(Arc::clone(&self.engine), state))
+    }
+
+    /// The org of this name.
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`].
+    pub fn org(&self, name: &str) -> Result<Org> {
+        Ok(Org::new(Arc::clone(&self.engine), self.engine.org(name)?))
+    }
+
+    /// Every org with its keys, by name.
+    #[must_use]
+    pub fn orgs(&self) -> Vec<OrgStatus> {
+        let mut orgs: Vec<_> =
+            self.engine.with_keyring(|keyring| keyring.orgs.iter().map(status).collect());
+        orgs.sort_by(|a: &OrgStatus, b| a.name.cmp(&b.name));
+        orgs
+    }
+
+    /// Keys, rotations, certificates and the audit log.
+    #[must_use]
+    pub fn keys(&self) -> KeyAdmin {
+        KeyAdmin::new(Arc::clone(&self.engine), Arc::clone(&self.rotations))
+    }
+
+    /// Returns when everything that was written before would survive a power cut.
+    ///
+    /// # Errors
+    /// Disk errors of the machine.
+    pub fn sync(&self) -> Result<()> {
+        self.engine.sync()
+    }
+
+    /// Wraps the keyring under another root key, in one atomic step. The old root key no longer
+    /// opens the store; copies of the keyring that were made before still open with it.
+    ///
+    /// # Errors
+    /// [`Error::KeyReused`] for the material of an org's key; disk errors of the machine.
+    pub fn change_root_key(&self, root: RootKey) -> Result<()> {
+        self.engine.change_root_key(root)
+    }
+
+    /// Identity of the store, as its certificates name it.
+    #[must_use]
+    pub fn id(&self) -> OrgId {
+        self.engine.with_keyring(|keyring| keyring.store)
+    }
+
+    /// Figures for monitoring.
+    ///
+    /// # Errors
+    /// Disk errors of the machine.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let orgs = self.engine.orgs().into_iter().map(|org| {
+            let keys = org.gate.snapshot();
+            let versions = keys.slots.iter().map(|slot| {
+                let (sealed, opened, failed) = slot.counters.read();
+                let (state, origin) = (slot.state, slot.origin);
+                (slot.version, VersionMetrics { state, origin, sealed, opened, failed })
+            });
+            let progress = self.rotations.progress(&org);
+            let rotating = self.rotations.is_rotating(&org);
+            let stale = match (&progress, rotating) {
+                (_, false) => Some(0),
+                (Some(p), true) => p.total.map(|total| total.saturating_sub(p.scanned)),
+                (None, true) => None,
+            };
+            let rotation = progress.filter(|_| rotating).map(|p| p.phase.to_string());
+            let metrics = OrgMetrics { versions: versions.collect(), stale, rotation };
+            (org.name.to_string(), metrics)
+        });
+        Ok(Metrics {
+            orgs: orgs.collect(),
+            syncs: self.engine.syncs(),
+            keyring_generation: self.engine.with_keyring(|keyring| keyring.generation),
+            bytes_on_disk: self.engine.storage.bytes_on_disk()?,
+        })
+    }
+
+    /// Stops the background work, refuses further calls through handles, and makes everything
+    /// durable. An unfinished rotation goes on at the next open.
+    ///
+    /// # Errors
+    /// Disk errors of the machine; what was acknowledged as durable is safe all the same.
+    pub fn close(mut self) -> Result<()> {
+        self.shut()
+    }
+
+    fn shut(&mut self) -> Result<()> {
+        let closed = self.engine.close();
+        self.worker.stop(&self.rotations);
+        self.syncer.stop();
+        // The worker's last chunk may have come after the first sync.
+        closed.and(self.engine.sync_if_dirty())
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut() {
+            tracing::error!(%error, "closing the store failed");
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+/// The thread that makes buffered writes durable.
+struct Syncer {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Syncer {
+    fn start(engine: Arc<Engine>, interval: Duration) -> Result<Self> {
+        let (stop, stopped) = channel::bounded(0);
+        let thread = std::thread::Builder::new()
+            .name("byokv-sync".to_owned())
+            .spawn(move || Self::run(&engine, interval / 2, &stopped))
+            .map_err(|e| Error::io("starting the syncing thread", e))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+
+    fn run(engine: &Engine, interval: Duration, stopped: &Receiver<()>) {
+        while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+            if let Err(error) = engine.sync_if_dirty() {
+                tracing::warn!(%error, "background sync failed, trying again");
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the syncing thread had panicked");
+        }
+    }
+}
