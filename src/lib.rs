@@ -33,6 +33,9 @@ mod envelope;
 mod error;
 #[doc(hidden)]
 pub mod failpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod id;
 mod keyring;

@@ -223,7 +223,6 @@ impl Org {
     }
 
     /// Several writes that happen together or not at all, also across a crash.
-    #[must_use]
     pub fn batch(&self) -> Batch {
         Batch::new(self.clone())
     }

@@ -254,7 +254,7 @@ impl OrgEntry {
         let given = material.fingerprint();
         let suspended = || self.versions.iter().filter(|v| v.state == KeyState::Suspended);
         let Some(found) = suspended().find(|v| v.fingerprint == given) else {
-            return Err(match suspended().last() {
+            return Err(match suspended().next_back() {
                 Some(last) => Error::WrongKey {
                     org: self.name.clone(),
                     version: last.version,

@@ -269,6 +269,17 @@ fn decode(file: &[u8], root: &RootKey) -> Result<Keyring, Fault> {
     sealed::decode(&body).ok_or_else(forged)
 }
 
+/// For `fuzzing`: `file` as a keyring file, then as what lies behind its tag.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(root: &RootKey, file: &[u8]) {
+    let _ = decode(file, root);
+    if let Some(keyring) = sealed::decode::<Keyring>(file)
+        && let Ok(encoded) = encode(root, &keyring)
+    {
+        assert!(decode(&encoded, root).is_ok());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

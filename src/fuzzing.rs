@@ -1,0 +1,32 @@
+//! A hidden door to the decoders, for `fuzz/` alone: both sides of the tag.
+
+use crate::envelope::{self, Header};
+use crate::id::{KeyVersion, OrgId, Suite};
+use crate::keyring::root::{self, RootKey};
+use crate::material::KeyMaterial;
+
+/// Bytes as the header of an envelope; what decodes must encode to the same bytes.
+pub fn header_decode(bytes: &[u8]) {
+    if let Ok(header) = Header::decode(bytes) {
+        assert_eq!(header.encode()[..], bytes[..envelope::HEADER_LEN]);
+    }
+}
+
+/// Bytes as an envelope, then as a value and its name.
+pub fn envelope_open(bytes: &[u8]) {
+    let suite = Suite::ALL[usize::from(bytes.first().is_some_and(|byte| byte & 1 == 1))];
+    let header = Header { suite, org: OrgId::from_bytes([1; 16]), version: KeyVersion::FIRST };
+    let key = header.key(&KeyMaterial::take(&mut [2; 32]));
+    assert!(envelope::open(&key, b"name", bytes).is_err());
+    let (name, value) = bytes.split_at(bytes.len() / 3);
+    if let Ok(sealed) = envelope::seal(&key, &header, name, value) {
+        assert_eq!(Header::decode(&sealed), Ok(header));
+        assert!(envelope::open(&key, name, &sealed).is_ok_and(|opened| opened == *value));
+    }
+}
+
+/// Bytes as a keyring file, then as what lies behind its tag.
+pub fn keyring_decode(bytes: &[u8]) {
+    let root = RootKey::from_material(KeyMaterial::take(&mut [3; 32]));
+    root::fuzz(&root, bytes);
+}
