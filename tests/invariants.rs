@@ -1,5 +1,7 @@
 //! The invariants of the design, each by a test that fails when the code is broken.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use std::sync::mpsc;
@@ -123,7 +125,8 @@ fn a_scan_that_rests_during_a_rotation_goes_on() {
     let mut scan = org.scan("n");
     scan.next().unwrap().unwrap();
     store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
-    assert_eq!(scan.map(|record| record.unwrap()).count(), 199);
+    let rest: Vec<_> = scan.map(|record| record.unwrap().name).collect();
+    assert_eq!(rest.len(), 199);
 }
 
 /// 5: a write and a delete that come between the rewrite's seal and its swap win.

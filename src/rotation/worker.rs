@@ -112,14 +112,13 @@ impl Coordinator<'_> {
         let mut idle = 0;
         let mut earliest: Option<Duration> = None;
         while idle < self.tasks.len() {
-            if self.outstanding >= self.workers * 2 {
-                // The threads have enough: time to count, or to wait for them.
-                let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
-                return surveyed.then_some(Duration::ZERO);
-            }
             let pause = self.pace.wait(now);
-            if !pause.is_zero() {
-                return Some(pause);
+            if self.outstanding >= self.workers * 2 || !pause.is_zero() {
+                // The threads have enough: time to count, or to wait.
+                if self.tasks.iter_mut().any(|task| task.survey(engine)) {
+                    return Some(Duration::ZERO);
+                }
+                return (!pause.is_zero()).then_some(pause);
             }
             let Some(mut task) = self.tasks.pop_front() else { break };
             match task.step(engine, now, throttle.chunk_records()) {

@@ -1,6 +1,6 @@
 //! What the tests share: a store in a temporary directory that can be closed and reopened.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
