@@ -1,7 +1,7 @@
 //! Named points in the code at which a test may look, wait or kill the process.
 //!
 //! Compiled in only with the feature `failpoints` *and* debug assertions; in any
-//! other build [`reach`] is an empty inline function. A child process is killed
+//! other build `reach` is an empty inline function. A child process is killed
 //! at a point by `BYOKV_FAILPOINT=name` in its environment (`name:n` for the
 //! n-th time it is reached).
 

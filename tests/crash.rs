@@ -1,0 +1,89 @@
+//! Invariant 9: a process killed at each named point of a rotation reopens, goes on by itself,
+//! and ends in the same state. The test binary runs itself as the process that is killed.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::process::Command;
+use std::time::Duration;
+
+use byokv::{KeyState, Options, OrgPolicy, RootKey, failpoint};
+use common::{Place, check_filled, filled, key_text, material};
+
+const RECORDS: usize = 300;
+
+/// Whether the child was killed.
+fn child_at(point: &str, place: &Place, key: &str) -> bool {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env("BYOKV_FAILPOINT", point)
+        .env("BYOKV_CHILD", place.data())
+        .env("BYOKV_CHILD_ROOT", &place.root)
+        .env("BYOKV_CHILD_KEY", key)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    !status.success()
+}
+
+/// Not a test of its own: does nothing unless it is run by one of those below.
+#[test]
+fn child() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let text = |name| std::env::var(name).unwrap();
+    let root = RootKey::from_material(material(&text("BYOKV_CHILD_ROOT")));
+    let store = Options::new().open(data, root).unwrap();
+    let org = store.org("acme").unwrap();
+    org.put("n00000", "v0").unwrap();
+    org.get("n00000").unwrap();
+    let rotation = store.keys().provision("acme", material(&text("BYOKV_CHILD_KEY"))).unwrap();
+    rotation.wait().unwrap();
+}
+
+#[test]
+fn a_rotation_killed_at_each_point_ends_in_the_same_state() {
+    for point in failpoint::ALL {
+        // The first time, and once more in the middle of the records.
+        let mut points = vec![(*point).to_owned()];
+        if point.starts_with("rewrite.s") {
+            points.push(format!("{point}:150"));
+        }
+        for point in points {
+            let place = Place::new();
+            let store = place.open();
+            drop(filled(&store, "acme", RECORDS));
+            drop(store.create_org("umbra", OrgPolicy::byok()).unwrap());
+            store.close().unwrap();
+            let key = key_text();
+            assert!(child_at(&point, &place, &key), "{point} was not reached");
+
+            let store = place.open();
+            let org = store.org("acme").unwrap();
+            check_filled(&org, RECORDS);
+            if store.keys().status("acme").unwrap().versions.len() == 1 {
+                store.keys().provision("acme", material(&key)).unwrap();
+            }
+            if let Some(rotation) = store.keys().rotation("acme").unwrap() {
+                let ended = rotation.wait_timeout(Duration::from_secs(20)).unwrap();
+                assert!(ended.is_some(), "{point}: {}", rotation.progress());
+            }
+            let versions = store.keys().status("acme").unwrap().versions;
+            let states: Vec<_> = versions.iter().map(|v| v.state).collect();
+            assert_eq!(states, [KeyState::Retired, KeyState::Active], "{point}");
+            let census = store.keys().census("acme").unwrap();
+            assert_eq!(census.by_version.keys().map(|v| v.get()).collect::<Vec<_>>(), [2]);
+            check_filled(&org, RECORDS);
+            let certificates: Vec<_> =
+                store.keys().certificates().collect::<Result<_, _>>().unwrap();
+            assert_eq!(certificates.len(), 1, "{point}");
+            assert_eq!(certificates[0].version.get(), 1);
+            store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+            drop(org);
+            store.close().unwrap();
+            let leftovers = std::fs::read_dir(place.data()).unwrap().count();
+            assert_eq!(leftovers, 4, "{point}: db, keyring, mark, LOCK");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Holds the house: arrows downwards, sled named in one file, files of a readable size.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+/// Floor of each module; a folder is one module. See `docs/design.md`.
+const FLOORS: &[(&str, u32)] = &[
+    ("id", 0),
+    ("error", 0),
+    ("observe", 0),
+    ("failpoint", 0),
+    ("material", 1),
+    ("envelope", 2),
+    ("sealed", 2),
+    ("keyring", 3),
+    ("storage", 3),
+    ("mark", 3),
+    ("audit", 3),
+    ("engine", 4),
+    ("gate", 4),
+    ("rotation", 5),
+    ("org", 6),
+    ("admin", 6),
+    ("store", 7),
+    ("fuzzing", 7),
+    ("lib", 8),
+];
+
+/// Siblings that may be imported: `(who, whom)`.
+const SIBLINGS: &[(&str, &str)] =
+    &[("engine", "gate"), ("error", "id"), ("observe", "id"), ("sealed", "envelope")];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    ["src", "tests", "examples"]
+        .iter()
+        .flat_map(|folder| walkdir::WalkDir::new(root.join(folder)))
+        .map(|entry| entry.unwrap().into_path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(root).unwrap().to_owned(), text)
+        })
+        .collect()
+}
+
+fn floor(module: &str) -> u32 {
+    let known = FLOORS.iter().find(|(name, _)| *name == module);
+    known.unwrap_or_else(|| panic!("{module} has no floor")).1
+}
+
+#[test]
+fn imports_point_downwards_and_siblings_are_strangers() {
+    for (path, text) in sources() {
+        let Ok(inside) = path.strip_prefix("src") else { continue };
+        let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+        let module = first.trim_end_matches(".rs");
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for used in line.split("crate::").skip(1) {
+                let name = |c: char| !c.is_ascii_lowercase() && c != '_';
+                let used = used.split(name).next().unwrap();
+                if used.is_empty() || used == module {
+                    continue;
+                }
+                let allowed = floor(used) < floor(module) || SIBLINGS.contains(&(module, used));
+                assert!(allowed, "{}: {module} imports {used}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn files_open_with_their_purpose_and_stay_short() {
+    for (path, text) in sources() {
+        assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
+        let lines = text.lines().count();
+        assert!(lines <= 520, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn sled_is_named_in_one_file() {
+    for (path, text) in sources() {
+        if path.starts_with("src") && path != Path::new("src/storage/sled.rs") {
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in code.filter(|line| line.contains("sled::")) {
+                assert!(line.contains("self::sled::"), "{}: {line}", path.display());
+            }
+        }
+    }
+}
