@@ -1,7 +1,7 @@
 //! The envelope: header ‖ nonce ‖ ciphertext ‖ tag, as sled stores a value.
 //!
 //! Given a key, this floor never chooses one. The byte layout is the table in
-//! `docs/design.md`, pinned by `tests/golden.rs`.
+//! `docs/design.md`, pinned by a golden envelope in the tests below.
 
 pub(crate) mod suite;
 mod value;
@@ -161,12 +161,34 @@ mod tests {
     }
 
     #[test]
+    fn print_golden() {
+        let header = header(Suite::Xaes256Gcm);
+        let e = seal(&header.key(&material()), &header, b"clusters/prod/token", b"s3cret").unwrap();
+        println!("GOLD {}", base16ct::lower::encode_string(&e));
+    }
+
+    #[test]
     fn header_bytes_are_the_table_in_the_design() {
         let bytes = header(Suite::Xaes256Gcm).encode();
         assert_eq!(bytes[0], 1);
         assert_eq!(bytes[1], 1);
         assert_eq!(bytes[2..18], [9; 16]);
         assert_eq!(bytes[18..22], [0, 0, 0, 1]);
+    }
+
+    /// The envelope whose hexdump stands in `docs/design.md`.
+    const GOLDEN: &str = "GOLDENHEX";
+
+    /// Pins format 1: an envelope of a store written today opens for ever.
+    #[test]
+    fn the_golden_envelope_opens_and_its_damaged_twin_does_not() {
+        let mut envelope = base16ct::lower::decode_vec(GOLDEN).unwrap();
+        let header = Header::decode(&envelope).unwrap();
+        assert_eq!(header, self::header(Suite::Xaes256Gcm));
+        let key = header.key(&material());
+        assert!(open(&key, b"clusters/prod/token", &envelope).unwrap() == *b"s3cret");
+        envelope[46] ^= 1;
+        assert_eq!(open(&key, b"clusters/prod/token", &envelope).err(), Some(Fault::Tag));
     }
 
     #[test]
