@@ -180,6 +180,17 @@ pub enum Error {
         /// What was being done.
         during: String,
     },
+    /// The disk refused a sync. An operating system forgets what it could not write, so a later
+    /// sync that succeeds would prove nothing: the store takes no more writes.
+    #[error(
+        "the disk refused a sync ({why}); what was acknowledged as durable is safe, later writes \
+         may be lost; the store can be read but takes no more writes; see to the disk, then \
+         close the store and open it again"
+    )]
+    SyncFailed {
+        /// The first failure.
+        why: String,
+    },
     /// An operation of the operating system failed.
     #[error("{during}: {source}")]
     Io {
@@ -377,6 +388,7 @@ impl Error {
         matches!(
             self,
             Self::DiskFull { .. }
+                | Self::SyncFailed { .. }
                 | Self::Io { .. }
                 | Self::StoreLocked { .. }
                 | Self::RandomUnavailable { .. }

@@ -95,7 +95,7 @@ impl Org {
     /// [`Error::ValueTooLarge`](crate::Error::ValueTooLarge),
     /// [`Error::KeySuspended`](crate::Error::KeySuspended); disk errors of the machine.
     pub fn put(&self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
-        let (name, value) = (self.check(name.as_ref())?, value.as_ref());
+        let (name, value) = (self.check_write(name.as_ref())?, value.as_ref());
         check_value(value)?;
         self.engine.write(&self.state, name, Some(value))?;
         self.sync_if_durable()
@@ -125,7 +125,7 @@ impl Org {
     /// # Errors
     /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
     pub fn delete(&self, name: impl AsRef<[u8]>) -> Result<()> {
-        self.engine.write(&self.state, self.check(name.as_ref())?, None)?;
+        self.engine.write(&self.state, self.check_write(name.as_ref())?, None)?;
         self.sync_if_durable()
     }
 
@@ -151,7 +151,7 @@ impl Org {
         expected: Option<&[u8]>,
         new: Option<&[u8]>,
     ) -> Result<Swap> {
-        let name = self.check(name.as_ref())?;
+        let name = self.check_write(name.as_ref())?;
         check_value(new.unwrap_or_default())?;
         let key = self.state.key(name);
         loop {
@@ -239,6 +239,12 @@ impl Org {
 
     fn check<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
         self.engine.check_open()?;
+        check_name(name)?;
+        Ok(name)
+    }
+
+    fn check_write<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
+        self.engine.check_writable()?;
         check_name(name)?;
         Ok(name)
     }

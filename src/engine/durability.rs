@@ -1,7 +1,7 @@
 //! Durable syncs: shared by the threads that wait at the same time, counted by the mark.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -20,6 +20,7 @@ pub(super) struct Durability {
     /// Writes so far, and how many of them a sync is known to have covered.
     written: AtomicU64,
     covered: AtomicU64,
+    failed: OnceLock<Error>,
 }
 
 impl Durability {
@@ -31,6 +32,7 @@ impl Durability {
             position: Mutex::new(position),
             written: AtomicU64::new(0),
             covered: AtomicU64::new(0),
+            failed: OnceLock::new(),
         }
     }
 }
@@ -44,6 +46,12 @@ impl Engine {
     /// Returns when everything written before the call would survive a power cut.
     pub(crate) fn sync(&self) -> Result<()> {
         self.durability.rounds.run(|| self.sync_round())
+    }
+
+    /// Refuses a write that could never become durable.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        self.durability.failed.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
@@ -67,10 +75,17 @@ impl Engine {
     /// 2. the database durable; must come after 1, or the position proves nothing;
     /// 3. the mark; must come after 2, or a crash between them looks like a rollback.
     ///
-    /// If a step fails the position is not taken over, so the next round counts to it again
-    /// and the database is never more than one ahead of the mark.
+    /// A failed sync is never tried again (see [`Error::SyncFailed`]), so the database is never
+    /// more than one ahead of the mark.
     fn sync_round(&self) -> Result<()> {
         let state = &self.durability;
+        if let Some(error) = state.failed.get() {
+            return Err(error.clone());
+        }
+        let refused = |error: Error| {
+            tracing::error!(%error, "a sync failed; no more writes are taken");
+            state.failed.get_or_init(|| Error::SyncFailed { why: error.to_string() }).clone()
+        };
         let written = state.written.load(Ordering::Acquire);
         let mut position = state.position.lock().unwrap_or_else(PoisonError::into_inner);
         let next = Position {
@@ -80,9 +95,9 @@ impl Engine {
         let encoded = state.mark.encode(next).to_vec();
         self.storage.put(Space::System, POSITION_KEY, Some(encoded))?;
         failpoint::reach("sync.counted", "");
-        self.storage.sync()?;
+        self.storage.sync().map_err(refused)?;
         failpoint::reach("sync.flushed", "");
-        state.mark.advance(next)?;
+        state.mark.advance(next).map_err(refused)?;
         failpoint::reach("sync.marked", "");
         *position = next;
         state.covered.fetch_max(written, Ordering::AcqRel);

@@ -25,7 +25,7 @@ use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
 pub(crate) use opening::EngineOptions;
-pub(crate) use orgs::{OrgKeys, OrgState};
+pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub(crate) use watch::Watchers;
 pub use watch::{Change, Watch};
 

@@ -87,7 +87,8 @@ impl Engine {
             _lock: lock,
         };
         engine.pay_outbox(&engine.ring().keyring)?;
-        if is_new {
+        let is_unborn = engine.with_keyring(|keyring| keyring.audit_entries == 0);
+        if is_unborn {
             engine.change(None, |_, drafts| {
                 drafts.push(Draft::new(AuditEvent::StoreCreated));
                 Ok(())

@@ -52,7 +52,7 @@ impl Batch {
     /// Those of [`Org::put`]; nothing is written then.
     pub fn commit(self) -> Result<()> {
         let Org { engine, state, .. } = &self.org;
-        engine.check_open()?;
+        engine.check_writable()?;
         for (name, value) in &self.writes {
             check_name(name)?;
             check_value(value.as_deref().unwrap_or_default())?;

@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, OrgKeys, OrgState, printable};
+use crate::engine::{Engine, OrgKeys, OrgState, Slot, printable};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Drained;
-use crate::id::{KeyVersion, OrgId, Suite};
+use crate::id::{KeyState, KeyVersion, OrgId, Suite};
 use crate::storage::{Range, Space, Stored, prefix_range};
 
 /// Bytes of envelopes that end a chunk.
@@ -88,12 +88,30 @@ pub(super) struct Pass {
     pub(super) tally: Tally,
     /// Chunks that are with the threads.
     pub(super) outstanding: usize,
-    drained: Arc<Drained<OrgKeys>>,
+    leaving: Leaving,
+}
+
+/// What had stopped sealing when the writers had drained. Holds no key: a pass may rest for
+/// long, and a key that is suspended or retired meanwhile must leave memory.
+pub(super) struct Leaving {
+    pub(super) active: KeyVersion,
+    pub(super) suite: Suite,
+    pub(super) versions: Vec<KeyVersion>,
+}
+
+impl Leaving {
+    fn when(drained: &Drained<OrgKeys>) -> Self {
+        let keys = drained.snapshot();
+        let leaving =
+            |slot: &&Slot| slot.version != keys.active && slot.state == KeyState::DecryptOnly;
+        let versions = keys.slots.iter().filter(leaving).map(|slot| slot.version).collect();
+        Self { active: keys.active, suite: keys.suite, versions }
+    }
 }
 
 /// Proof that every record of the org was opened, one by one, after the writers had drained.
 pub(super) struct CleanPass {
-    pub(super) drained: Arc<Drained<OrgKeys>>,
+    pub(super) leaving: Leaving,
     pub(super) records: u64,
 }
 
@@ -103,7 +121,7 @@ impl Pass {
             cursor: Cursor::new(org.id),
             tally: Tally::default(),
             outstanding: 0,
-            drained: org.drained(),
+            leaving: Leaving::when(&org.drained()),
         }
     }
 
@@ -118,7 +136,7 @@ impl Pass {
             return Err(self.tally);
         }
         let records = self.tally.scanned() - self.tally.gone;
-        Ok(CleanPass { drained: self.drained, records })
+        Ok(CleanPass { leaving: self.leaving, records })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms}
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
-use crate::id::{KeyState, KeyVersion, Suite};
+use crate::id::{KeyVersion, Suite};
 use crate::keyring::Owed;
 
 /// Proof that after a clean pass an independent scan found no record under these.
@@ -32,15 +32,11 @@ impl CountedZero {
         if census.malformed > 0 {
             return None;
         }
-        let keys = pass.drained.snapshot();
-        let versions: Vec<_> = keys
-            .slots
-            .iter()
-            .filter(|slot| slot.version != keys.active && slot.state == KeyState::DecryptOnly)
-            .map(|slot| slot.version)
-            .filter(|version| !census.by_version.contains_key(version))
-            .collect();
-        let is_gone = |suite: &Suite| *suite != keys.suite && !census.by_suite.contains_key(suite);
+        let leaving = &pass.leaving;
+        let is_zero = |version: &KeyVersion| !census.by_version.contains_key(version);
+        let versions: Vec<_> = leaving.versions.iter().copied().filter(is_zero).collect();
+        let is_gone =
+            |suite: &Suite| *suite != leaving.suite && !census.by_suite.contains_key(suite);
         let suite = suite_before.filter(is_gone);
         (!versions.is_empty() || suite.is_some()).then_some(Self { pass, versions, suite })
     }
@@ -69,7 +65,7 @@ pub(super) fn retire(
     let certificates = engine.change(None, |keyring, drafts| {
         let (store, generation) = (keyring.store, keyring.generation);
         let entry = keyring.org_mut(&org.name)?;
-        let successor = pass.drained.snapshot().active;
+        let successor = pass.leaving.active;
         let certificate = |kind, version: &crate::keyring::VersionEntry, rewritten| Certificate {
             kind,
             store,

@@ -1,0 +1,158 @@
+//! The order of steps on disk, looked at from inside: what a crash at this very moment would
+//! leave. These hooks see every store of the process, so the tests take turns.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use byokv::{KeyState, Options, RootKey, Store, failpoint};
+use common::{Place, check_filled, copy_dir, filled, key_text, material};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No background sync comes between.
+fn quiet(place: &Place) -> Store {
+    let options = Options::new().sync_interval(Duration::from_secs(3600));
+    options.open(place.data(), place.root_key()).unwrap()
+}
+
+/// Invariant 3: while the new key is not yet under the keyring's name, nothing is sealed under
+/// it.
+#[test]
+fn a_key_is_on_disk_before_its_first_value() {
+    let _turn = turn();
+    let place = Place::new();
+    let store = quiet(&place);
+    let org = filled(&store, "acme", 1);
+    let (writer, keys) = (org.clone(), store.keys());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let versions = Arc::clone(&seen);
+    let hook = failpoint::on("keyring.written", "", move || {
+        writer.put("early", "x").unwrap();
+        let census = keys.census("acme").unwrap();
+        versions.lock().unwrap().extend(census.by_version.keys().map(|v| v.get()));
+        versions.lock().unwrap().push(0);
+    });
+    let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+    drop(hook);
+    let first = seen.lock().unwrap().split(|&v| v == 0).next().unwrap().to_vec();
+    assert_eq!(first, [1]);
+    rotation.wait().unwrap();
+}
+
+/// Invariant 11: at each step of a sync, what lies on disk opens, and is no rollback.
+#[test]
+fn the_mark_never_runs_ahead_of_the_database() {
+    let _turn = turn();
+    for point in ["sync.counted", "sync.flushed", "sync.marked"] {
+        let place = Place::new();
+        let store = quiet(&place);
+        let org = filled(&store, "acme", 50);
+        org.durable().put("first", "1").unwrap();
+        let copy = place.dir.path().join("copy");
+        let (from, to) = (place.data(), copy.clone());
+        let hook = failpoint::on(point, "", move || copy_dir(&from, &to));
+        org.durable().put("second", "2").unwrap();
+        drop(hook);
+        let copied = Store::open(&copy, place.root_key()).unwrap();
+        let org = copied.org("acme").unwrap();
+        assert!(org.get("first").unwrap().is_some(), "{point}");
+        // From the moment the mark says so, the write is there.
+        assert!(point != "sync.marked" || org.get("second").unwrap().is_some());
+    }
+}
+
+/// Invariant 8: when the keyring without the old key takes its name, the rewritten records are
+/// durable already: not one record in the copy is under the old version.
+#[test]
+fn the_old_key_leaves_the_disk_last() {
+    let _turn = turn();
+    let place = Place::new();
+    let store = quiet(&place);
+    drop(filled(&store, "acme", 500));
+    let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+    let copies: Arc<Mutex<Vec<PathBuf>>> = Arc::default();
+    let (from, base) = (place.data(), place.dir.path().to_owned());
+    let taken = Arc::clone(&copies);
+    let hook = failpoint::on("keyring.dir_synced", "", move || {
+        let mut taken = taken.lock().unwrap();
+        let to = base.join(format!("copy{}", taken.len()));
+        copy_dir(&from, &to);
+        taken.push(to);
+    });
+    rotation.wait().unwrap();
+    drop(hook);
+    drop(rotation);
+    store.close().unwrap();
+    let copies = copies.lock().unwrap();
+    assert!(!copies.is_empty(), "the retirement was too quick for the hook");
+    for copy in copies.iter() {
+        let store = Store::open(copy, place.root_key()).unwrap();
+        check_filled(&store.org("acme").unwrap(), 500);
+        let versions = store.keys().status("acme").unwrap().versions;
+        if versions[0].state == KeyState::Retired {
+            let census = store.keys().census("acme").unwrap();
+            assert_eq!(census.by_version.keys().map(|v| v.get()).collect::<Vec<_>>(), [2]);
+            assert_eq!(store.keys().certificates().count(), 1, "the outbox brings it");
+        }
+    }
+}
+
+/// A root key is changed in one step: at each moment exactly one of the two opens.
+#[test]
+fn one_of_two_root_keys_opens_at_each_moment() {
+    let _turn = turn();
+    for point in ["keyring.written", "keyring.exchanged", "keyring.dir_synced", "keyring.saved"] {
+        let place = Place::new();
+        let store = quiet(&place);
+        drop(filled(&store, "acme", 5));
+        store.sync().unwrap();
+        let copy = place.dir.path().join("copy");
+        let (from, to) = (place.data(), copy.clone());
+        let hook = failpoint::on(point, "", move || copy_dir(&from, &to));
+        let next = key_text();
+        store.change_root_key(RootKey::from_material(material(&next))).unwrap();
+        drop(hook);
+        let right = if point == "keyring.written" { [true, false] } else { [false, true] };
+        for (root, opens) in [&place.root, &next].into_iter().zip(right) {
+            let opened = Store::open(&copy, RootKey::from_material(material(root)));
+            assert_eq!(opened.is_ok(), opens, "{point}: {opened:?}");
+            if let Ok(store) = opened {
+                check_filled(&store.org("acme").unwrap(), 5);
+            }
+        }
+    }
+}
+
+/// A store whose making was cut off at any point is made at the next open.
+#[test]
+fn a_store_cut_off_while_it_is_made_opens() {
+    let _turn = turn();
+    for point in
+        failpoint::ALL.iter().filter(|p| p.starts_with("keyring.") || p.starts_with("sync."))
+    {
+        let place = Place::new();
+        let copy = place.dir.path().join("copy");
+        let (from, to) = (place.data(), copy.clone());
+        let hook = failpoint::on(point, "", move || {
+            if !to.exists() {
+                copy_dir(&from, &to);
+            }
+        });
+        drop(quiet(&place));
+        drop(hook);
+        if copy.exists() {
+            let store = Store::open(&copy, place.root_key()).unwrap();
+            let entries = store.keys().audit().collect::<Result<Vec<_>, _>>().unwrap();
+            assert_eq!(entries[0].event, byokv::AuditEvent::StoreCreated, "{point}");
+        }
+    }
+}

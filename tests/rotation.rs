@@ -1,0 +1,218 @@
+//! Rotations as an operator meets them: several at once, paused, throttled, waiting, under load.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use byokv::{Error, KeyState, Options, Phase, Rotation, Store, Throttle, failpoint};
+use common::{Place, check_filled, filled, key_text, material};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Waits until the rotation is as `wanted`, on its own changes.
+fn until(rotation: &Rotation, wanted: impl Fn(&byokv::Progress) -> bool) {
+    let start = Instant::now();
+    while !wanted(&rotation.progress()) {
+        assert!(start.elapsed() < SOON, "{}", rotation.progress());
+        let _ = rotation.wait_timeout(Duration::from_millis(5));
+    }
+}
+
+fn slow(place: &Place, records_per_second: u32) -> Store {
+    let throttle = Throttle::unlimited().with_records_per_second(records_per_second).unwrap();
+    Options::new().throttle(throttle).open(place.data(), place.root_key()).unwrap()
+}
+
+/// Threads that write, swap and delete while three rotations run: nothing lost, nothing
+/// resurrected, no error. Invariants 2 to 6 together.
+#[test]
+fn writers_go_on_through_three_rotations() {
+    const THREADS: usize = 4;
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 2000);
+    let stop = AtomicBool::new(false);
+    let models = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (org, stop) = (org.clone(), &stop);
+                scope.spawn(move || {
+                    let mut model = BTreeMap::new();
+                    let mut state = thread as u64 + 1;
+                    while !stop.load(Ordering::Relaxed) {
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let name = format!("w{thread}/{}", (state >> 33) % 200);
+                        let value = format!("{state}");
+                        let held: Option<String> = model.get(&name).cloned();
+                        match (state >> 50) % 4 {
+                            0 => {
+                                org.delete(&name).unwrap();
+                                model.remove(&name);
+                            }
+                            1 => {
+                                let (old, new) =
+                                    (held.as_ref().map(String::as_bytes), value.as_bytes());
+                                let swap = org.compare_and_swap(&name, old, Some(new)).unwrap();
+                                assert!(swap.is_swapped(), "nobody else writes this name");
+                                model.insert(name, value);
+                            }
+                            2 => {
+                                org.put(&name, &value).unwrap();
+                                model.insert(name, value);
+                            }
+                            _ => {
+                                let found = org.get(&name).unwrap();
+                                assert_eq!(found.as_deref(), held.as_ref().map(String::as_bytes));
+                            }
+                        }
+                    }
+                    model
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+            rotation.wait_timeout(SOON).unwrap().expect("ends under load");
+        }
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+    });
+    let mut found = BTreeMap::new();
+    for record in org.scan("w") {
+        let record = record.unwrap();
+        found.insert(String::from_utf8(record.name).unwrap(), record.value.to_vec());
+    }
+    let expected: BTreeMap<_, _> =
+        models.into_iter().flatten().map(|(name, value)| (name, value.into_bytes())).collect();
+    assert!(found == expected);
+    let versions = store.keys().census("acme").unwrap().by_version;
+    assert_eq!(versions.keys().map(|v| v.get()).collect::<Vec<_>>(), [4]);
+}
+
+/// A small org's rotation ends while a big one's is under way.
+#[test]
+fn a_big_org_starves_no_small_one() {
+    let place = Place::new();
+    let store = slow(&place, 2000);
+    filled(&store, "big", 20_000);
+    filled(&store, "small", 100);
+    let big = store.keys().rotate_platform_key("big").unwrap();
+    until(&big, |progress| progress.phase == Phase::Rewriting);
+    let small = store.keys().rotate_platform_key("small").unwrap();
+    small.wait_timeout(SOON).unwrap().expect("the small one ends");
+    assert_ne!(big.progress().phase, Phase::Done);
+    assert_eq!(store.keys().rotations().unwrap().len(), 1);
+    store.keys().set_throttle(Throttle::unlimited());
+    big.wait().unwrap();
+    check_filled(&store.org("big").unwrap(), 20_000);
+}
+
+#[test]
+fn a_paused_rotation_rests_until_it_is_resumed() {
+    let place = Place::new();
+    let store = slow(&place, 500);
+    let org = filled(&store, "acme", 2000);
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    until(&rotation, |progress| progress.rewritten > 0);
+    rotation.pause();
+    until(&rotation, |progress| progress.paused);
+    store.keys().set_throttle(Throttle::unlimited());
+    let rested = rotation.progress();
+    assert!(rotation.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
+    // Chunks in hand may still come back, each of a tenth of a second's records.
+    assert!(rotation.progress().scanned <= rested.scanned + 8 * 50, "{}", rotation.progress());
+    assert!(rotation.progress().to_string().contains("(paused)"));
+    org.put("new", "written meanwhile").unwrap();
+    rotation.resume();
+    let certificate = rotation.wait_timeout(SOON).unwrap().unwrap();
+    assert!(certificate.records_rewritten >= 2000, "{certificate}");
+}
+
+#[test]
+fn a_ceiling_holds_and_can_be_lifted() {
+    let place = Place::new();
+    let store = slow(&place, 200);
+    filled(&store, "acme", 1000);
+    let start = Instant::now();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    until(&rotation, |progress| progress.scanned >= 100);
+    // 100 records at 200 a second; the first chunks of 20 for each thread come at once.
+    assert!(start.elapsed() > Duration::from_millis(150), "{:?}", start.elapsed());
+    until(&rotation, |progress| progress.time_left.is_some());
+    store.keys().set_throttle(Throttle::unlimited());
+    rotation.wait_timeout(Duration::from_secs(3)).unwrap().expect("at full speed");
+}
+
+/// While a key is suspended the rotation waits and says why; given back, it goes on by itself.
+#[test]
+fn a_rotation_waits_for_a_suspended_key() {
+    let place = Place::new();
+    let store = slow(&place, 500);
+    let org = filled(&store, "acme", 1000);
+    let (one, two) = (key_text(), key_text());
+    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().provision("acme", material(&one)).unwrap().wait().unwrap();
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(500).unwrap());
+    let rotation = store.keys().provision("acme", material(&two)).unwrap();
+    until(&rotation, |progress| progress.rewritten > 0);
+    assert_eq!(store.keys().suspend("acme").unwrap().len(), 2);
+    store.keys().set_throttle(Throttle::unlimited());
+    until(&rotation, |progress| progress.phase == Phase::Waiting);
+    let reason = rotation.progress().reason.unwrap();
+    assert!(reason.contains("suspended"), "{reason}");
+    assert!(matches!(org.get("n00000"), Err(Error::KeySuspended { .. })));
+    let offered = store.keys().provision("acme", material(&key_text()));
+    assert!(matches!(offered, Err(Error::KeyConflict { .. })), "{offered:?}");
+    store.keys().resume("acme", material(&two)).unwrap();
+    store.keys().resume("acme", material(&one)).unwrap();
+    rotation.wait_timeout(SOON).unwrap().expect("goes on by itself");
+    check_filled(&org, 1000);
+}
+
+/// A panic in the worker stops one org's rotation, keeps the old key, and stops nobody else.
+#[test]
+fn a_bug_stops_one_rotation() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "buggy", 50);
+    filled(&store, "fine", 50);
+    let hook = failpoint::on("rewrite.sealed", "buggy", || panic!("on purpose"));
+    let rotation = store.keys().rotate_platform_key("buggy").unwrap();
+    match rotation.wait() {
+        Err(Error::Bug { org }) => assert_eq!(org, "buggy"),
+        other => panic!("{other:?}"),
+    }
+    store.keys().rotate_platform_key("fine").unwrap().wait().unwrap();
+    assert_eq!(store.keys().status("buggy").unwrap().versions[0].state, KeyState::DecryptOnly);
+    check_filled(&org, 50);
+    drop(hook);
+    rotation.resume();
+    rotation.wait_timeout(SOON).unwrap().expect("ends after the bug is gone");
+}
+
+#[test]
+fn metrics_tell_what_was_sealed_opened_failed_and_is_stale() {
+    let place = Place::new();
+    let store = slow(&place, 200);
+    let org = filled(&store, "acme", 1000);
+    org.get("n00000").unwrap();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    until(&rotation, |progress| progress.total.is_some() && progress.rewritten > 0);
+    let metrics = store.metrics().unwrap();
+    let acme = &metrics.orgs["acme"];
+    let one = acme.versions.values().next().unwrap();
+    assert_eq!((one.sealed, one.state), (1000, KeyState::DecryptOnly));
+    assert!(one.opened > 1 && one.failed == 0);
+    assert!(acme.stale.is_some_and(|stale| stale > 0 && stale < 1000), "{acme:?}");
+    assert_eq!(acme.rotation.as_deref(), Some("rewriting"));
+    assert!(metrics.bytes_on_disk > 0 && metrics.keyring_generation >= 3 && metrics.syncs > 0);
+    store.keys().set_throttle(Throttle::unlimited());
+    rotation.wait().unwrap();
+    let acme = store.metrics().unwrap().orgs.remove("acme").unwrap();
+    assert_eq!((acme.stale, acme.rotation), (Some(0), None));
+    assert_eq!(acme.versions.values().last().unwrap().sealed, 1000);
+}
