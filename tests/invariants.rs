@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use byokv::{Error, KeyState, KeyVersion, OrgPolicy, Phase, RootKey, Suite, failpoint};
-use common::{Place, check_filled, contents, copy_dir, filled, key_text, material};
+use common::{Place, check_filled, contents, copy_dir, escape, filled, key_text, material, tamper};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -163,7 +163,7 @@ fn a_damaged_record_keeps_the_old_key_alive() {
     let id = org.id();
     drop((org, other));
     store.close().unwrap();
-    tamper(&place, |records| {
+    tamper(&place, "records", |records| {
         let key = [&id.as_bytes()[..], b"n00042"].concat();
         let key = escape(&key);
         let mut envelope = records.get(&key).unwrap().unwrap().to_vec();
@@ -205,7 +205,7 @@ fn swapped_envelopes_do_not_open() {
     let store = place.open();
     let id = filled(&store, "acme", 3).id();
     store.close().unwrap();
-    tamper(&place, |records| {
+    tamper(&place, "records", |records| {
         let key = |name: &[u8]| escape(&[&id.as_bytes()[..], name].concat());
         let (a, b) = (key(b"n00000"), key(b"n00001"));
         let first = records.get(&a).unwrap().unwrap();
@@ -363,22 +363,4 @@ fn an_unfinished_rotation_goes_on_at_the_next_open() {
     }
     assert_eq!(states(&store, "acme"), [KeyState::Retired, KeyState::Active]);
     check_filled(&store.org("acme").unwrap(), 2000);
-}
-
-/// Changes the records in sled behind the store's back.
-fn tamper(place: &Place, change: impl FnOnce(&sled::Tree)) {
-    let db = sled::open(place.data().join("db")).unwrap();
-    change(&db.open_tree("records").unwrap());
-    db.flush().unwrap();
-}
-
-/// The storage's key encoding, see `docs/design.md`.
-fn escape(key: &[u8]) -> Vec<u8> {
-    key.iter()
-        .flat_map(|&byte| match byte {
-            0xfe => vec![0xfe, 0],
-            0xff => vec![0xfe, 1],
-            byte => vec![byte],
-        })
-        .collect()
 }

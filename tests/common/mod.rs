@@ -87,3 +87,21 @@ pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         .map(|entry| (entry.path().to_owned(), fs::read(entry.path()).unwrap()))
         .collect()
 }
+
+/// Changes a tree of sled's behind the store's back.
+pub(crate) fn tamper(place: &Place, tree: &str, change: impl FnOnce(&sled::Tree)) {
+    let db = sled::open(place.data().join("db")).unwrap();
+    change(&db.open_tree(tree).unwrap());
+    db.flush().unwrap();
+}
+
+/// The storage's key encoding, see `docs/design.md`.
+pub(crate) fn escape(key: &[u8]) -> Vec<u8> {
+    key.iter()
+        .flat_map(|&byte| match byte {
+            0xfe => vec![0xfe, 0],
+            0xff => vec![0xfe, 1],
+            byte => vec![byte],
+        })
+        .collect()
+}
