@@ -11,6 +11,7 @@ pub use enabled::*;
 /// Every point, in the order in which a key's life passes them.
 pub const ALL: &[&str] = &[
     "put.sealed",
+    "get.started",
     "get.fetched",
     "keyring.written",
     "keyring.exchanged",

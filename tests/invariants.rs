@@ -118,6 +118,32 @@ fn a_reader_outlives_the_retirement() {
 
 /// 6, the other order: a snapshot from before the rotation, bytes from after it.
 #[test]
+fn a_reader_with_an_old_snapshot_reads_again() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "old-snapshot", 50);
+    let (reached, at_point) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(Some(released));
+    let hook = failpoint::on("get.started", "old-snapshot", move || {
+        if let Some(released) = released.lock().unwrap().take() {
+            reached.send(()).unwrap();
+            let _ = released.recv();
+        }
+    });
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| org.get("n00007"));
+        at_point.recv_timeout(SOON).unwrap();
+        let rotation = store.keys().provision("old-snapshot", material(&key_text())).unwrap();
+        rotation.wait_timeout(SOON).unwrap().unwrap();
+        release.send(()).unwrap();
+        assert_eq!(reader.join().unwrap().unwrap().as_deref(), Some(&b"v7"[..]));
+    });
+    drop(hook);
+}
+
+/// 6, over a scan: its iterator hands out bytes from before the rotation.
+#[test]
 fn a_scan_that_rests_during_a_rotation_goes_on() {
     let place = Place::new();
     let store = place.open();

@@ -96,6 +96,7 @@ impl Engine {
         let key = org.key(name);
         loop {
             let keys = org.gate.snapshot();
+            failpoint::reach("get.started", &org.name);
             let Some(stored) = self.storage.get(Space::Records, &key)? else {
                 return Ok(None);
             };

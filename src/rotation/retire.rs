@@ -115,3 +115,71 @@ pub(super) fn retire(
     }
     Ok(certificates)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::EngineOptions;
+    use crate::id::Origin;
+    use crate::keyring::OrgPolicy;
+    use crate::keyring::root::RootKey;
+    use crate::material::KeyMaterial;
+    use crate::rotation::pass::{Job, Pass};
+    use crate::storage::{SledOptions, Space};
+
+    fn clean_pass(engine: &Engine, org: &Arc<OrgState>) -> CleanPass {
+        let mut pass = Pass::new(org);
+        while !pass.is_over() {
+            let records = pass.cursor.chunk(engine, 10).unwrap();
+            let done = Job { org: Arc::clone(org), records }.run(engine);
+            assert!(done.error.is_none());
+            pass.tally.add(done.tally);
+        }
+        pass.finish().ok().unwrap()
+    }
+
+    fn counted(engine: &Engine, org: &Arc<OrgState>) -> HeaderCount {
+        let mut count = HeaderCount::new(org);
+        while count.step(engine, org).unwrap() {}
+        count
+    }
+
+    /// Invariant 8: the count does not believe the pass.
+    #[test]
+    fn a_record_that_the_pass_missed_stops_the_retirement() {
+        let dir = tempfile::tempdir().unwrap();
+        let sled = SledOptions { cache_bytes: 1 << 24, flush_interval: Duration::from_secs(1) };
+        let options = EngineOptions { sled, create: true, accept_rollback: false };
+        let root = RootKey::from_material(KeyMaterial::generate().unwrap());
+        let engine = Engine::open(dir.path(), root, &options).unwrap();
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        for i in 0..25 {
+            engine.write(&org, format!("n{i}").as_bytes(), Some(b"value")).unwrap();
+        }
+        let key = org.key(b"n7");
+        let stale = engine.storage.get(Space::Records, &key).unwrap().unwrap();
+        engine.install(&org, KeyMaterial::generate().unwrap(), Origin::Customer).unwrap();
+
+        let pass = clean_pass(&engine, &org);
+        assert_eq!(pass.records, 25);
+        engine.storage.put(Space::Records, &key, Some(stale.to_vec())).unwrap();
+        assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_none());
+
+        let pass = clean_pass(&engine, &org);
+        let mut garbled = stale.to_vec();
+        garbled[0] = 0;
+        engine.storage.put(Space::Records, &key, Some(garbled)).unwrap();
+        let count = counted(&engine, &org);
+        assert!(CountedZero::new(pass, &count, None).is_none(), "it may be anyone's");
+
+        engine.storage.put(Space::Records, &key, None).unwrap();
+        let pass = clean_pass(&engine, &org);
+        let zero = CountedZero::new(pass, &counted(&engine, &org), None).unwrap();
+        let synced = zero.sync(&engine).unwrap();
+        let certificates = retire(&engine, &org, synced, &Rewritten::new()).unwrap();
+        assert_eq!(certificates[0].records_verified, 24);
+    }
+}
