@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::ops::{Bound, Deref};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Pairs, Range, Space, Storage, Write};
 use crate::error::{Error, Result};
@@ -63,6 +63,7 @@ impl SledStorage {
             .cache_capacity(options.cache_bytes)
             .segment_size(segment_size(dir))
             .flush_every_ms(Some(millis));
+        await_release(dir)?;
         let (db, records, system) = guarded(dir, "opening the database", || {
             let db = config.open()?;
             let records = db.open_tree("records")?;
@@ -234,6 +235,35 @@ impl DoubleEndedIterator for Scan {
     }
 }
 
+/// sled's own threads may hold its lock for some milliseconds after a database was dropped. Who
+/// opens a store has the store's lock already, so nobody of ours comes between.
+fn await_release(dir: &Path) -> Result<()> {
+    const LONGEST: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_millis(1);
+
+    let path = dir.join("db");
+    let log = match File::open(&path) {
+        Ok(log) => log,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(format!("opening {}", path.display()), e)),
+    };
+    let start = Instant::now();
+    loop {
+        match log.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LONGEST => {
+                std::thread::park_timeout(STEP);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::StoreLocked { path: dir.to_owned(), pid: None });
+            }
+            Err(TryLockError::Error(e)) => {
+                return Err(Error::io(format!("locking {}", path.display()), e));
+            }
+        }
+    }
+}
+
 /// Bytes of a log segment: what the database was made with, else the default. sled refuses any
 /// other, and notes it as a line of text in `conf`.
 fn segment_size(dir: &Path) -> usize {
@@ -318,6 +348,16 @@ mod tests {
             prop_assert_eq!(unescape(&escape(&a)), a.clone());
             prop_assert_eq!(escape(&a).cmp(&escape(&b)), a.cmp(&b));
             prop_assert_eq!(escape(&a).starts_with(&escape(&b)), a.starts_with(&b));
+        }
+    }
+
+    /// Found by the fuzzer: sled holds its lock a little longer than its handles live.
+    #[test]
+    fn a_database_that_was_just_dropped_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..100u8 {
+            let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+            storage.put(Space::Records, &[i], Some(vec![i; 100])).unwrap();
         }
     }
 

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Breaks each invariant of docs/design.md on purpose, in a copy of the tree, and shows that a
+test fails. `just breaks`; with words, only the breaks whose title holds one of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COPY = os.path.join(ROOT, "target", "breaks")
+
+# title, file, old text, new text, arguments of `cargo test`
+BREAKS = [
+    ("1 Debug of material prints its bytes", "src/material.rs",
+     'write!(f, "KeyMaterial({})", self.fingerprint())', 'write!(f, "KeyMaterial({:?})", self.0)',
+     "--test secrets"),
+    ("1 an event holds the value", "src/engine/mod.rs",
+     "        let key = org.key(name);\n        let keys = org.gate.enter();",
+     "        let key = org.key(name);\n        tracing::trace!(value = %String::from_utf8_lossy(value.unwrap_or_default()));\n"
+     "        let keys = org.gate.enter();",
+     "--test secrets"),
+    ("1 the value is stored in clear too", "src/engine/mod.rs",
+     "        self.storage.put(Space::Records, &key, envelope)?;",
+     "        self.storage.put(Space::System, &key, value.map(<[u8]>::to_vec))?;\n"
+     "        self.storage.put(Space::Records, &key, envelope)?;",
+     "--test invariants raw_files"),
+    ("2 the version of one snapshot, the key of another", "src/engine/mod.rs",
+     "org: self.org, version: self.active };",
+     "org: self.org, version: self.slots[0].version };",
+     "--test invariants"),
+    ("3 values under a key that is not on disk yet", "src/engine/change.rs",
+     "        ring.file.save(root.as_ref().unwrap_or(&ring.root), &next)?;",
+     "        ring.keyring = next.duplicate();\n        drop(ring);\n"
+     "        self.orgs().iter().for_each(|org| self.publish(org));\n"
+     "        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);\n"
+     "        ring.file.save(root.as_ref().unwrap_or(&ring.root), &next)?;",
+     "--test order a_key"),
+    ("4 a writer leaves the gate before its insert", "src/engine/mod.rs",
+     '        failpoint::reach("put.sealed", &org.name);\n'
+     "        self.storage.put(Space::Records, &key, envelope)?;\n        drop(keys);",
+     "        drop(keys);\n"
+     '        failpoint::reach("put.sealed", &org.name);\n'
+     "        self.storage.put(Space::Records, &key, envelope)?;",
+     "--test invariants a_writer"),
+    ("4 replacing waits for nobody", "src/gate.rs",
+     "        *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n"
+     "        Drained(next)",
+     "        Drained(next)",
+     "--lib gate"),
+    ("5 the rewrite inserts instead of swapping", "src/rotation/pass.rs",
+     "let swapped = engine.storage.compare_and_swap(\n                    Space::Records,\n"
+     "                    key,\n                    Some(&stored),\n                    Some(envelope),\n                )?;",
+     "engine.storage.put(Space::Records, key, Some(envelope))?;\n                let swapped = true;",
+     "--test invariants a_rewrite"),
+    ("6 the snapshot is taken after the bytes", "src/engine/mod.rs",
+     '            failpoint::reach("get.fetched", &org.name);\n',
+     '            failpoint::reach("get.fetched", &org.name);\n            let keys = org.gate.snapshot();\n',
+     "--test invariants a_reader"),
+    ("6 nothing is read again", "src/engine/mod.rs",
+     "                Err(_) if !org.gate.is_current(&keys) => {}\n", "",
+     "--test invariants a_reader"),
+    ("7 unreadable is skipped", "src/rotation/pass.rs",
+     "if self.tally.unreadable > 0 {", "if false {",
+     "--test invariants a_damaged"),
+    ("7 a current header is believed unopened", "src/rotation/pass.rs",
+     "        let opened = keys.open(name, &stored);\n        let header = keys.header(&stored);",
+     "        let header = keys.header(&stored);\n"
+     "        if header.as_ref().is_ok_and(|header| keys.is_current(header)) {\n"
+     "            tally.current += 1;\n            return Ok(());\n        }\n"
+     "        let opened = keys.open(name, &stored);",
+     "--test damage a_header"),
+    ("8 the count is not asked", "src/rotation/retire.rs",
+     "!census.by_version.contains_key(version);", "!census.by_version.is_empty() || version.get() > 0;",
+     "--lib retire"),
+    ("8 a malformed header clears", "src/rotation/retire.rs",
+     "if census.malformed > 0 {", "if false {",
+     "--lib retire"),
+    ("8 retired before the rewrite is durable", "src/rotation/retire.rs",
+     "        engine.sync()?;\n        Ok(Synced(self))", "        let _ = engine;\n        Ok(Synced(self))",
+     "--test order the_old_key"),
+    ("9 nothing goes on at open", "src/rotation/mod.rs",
+     "                rotations.wake(&org);\n", "",
+     "--test crash"),
+    ("9 what is owed is not paid at open", "src/engine/opening.rs",
+     "        engine.pay_outbox(&engine.ring().keyring)?;\n", "",
+     "--test crash"),
+    ("10 material may come twice", "src/keyring/mod.rs",
+     "        if all.any(|version| version.fingerprint == fingerprint) {\n            return Err(Error::KeyReused { fingerprint });\n        }\n        Ok(fingerprint)",
+     "        let _ = &mut all;\n        Ok(fingerprint)",
+     "--test invariants material"),
+    ("10 an old keyring is taken", "src/engine/opening.rs",
+     "if keyring.generation < generation {", "if false {",
+     "--test invariants parts"),
+    ("11 an old database is taken", "src/engine/opening.rs",
+     "if database.syncs < known {", "if false {",
+     "--test damage a_damaged_log"),
+    ("11 the mark runs ahead", "src/engine/durability.rs",
+     '        failpoint::reach("sync.counted", "");\n',
+     '        state.mark.advance(next)?;\n        failpoint::reach("sync.counted", "");\n',
+     "--test order the_mark"),
+    ("12 a wrong root key is called damage", "src/keyring/root.rs",
+     "    if expected != given {\n", "    if false {\n",
+     "--test invariants a_wrong"),
+    ("12 suspended is called damage", "src/engine/orgs.rs",
+     "            (None, _) => Err(self.suspended(version)),",
+     '            (None, _) => Err(self.damaged(name, "no key")),',
+     "--test invariants suspended"),
+    ("13 orgs share a prefix", "src/engine/orgs.rs",
+     "[self.id.as_bytes(), name].concat()", "[&[0; 16][..], name].concat()",
+     "--test api scans"),
+    ("a forked child draws its parent's nonces", "src/envelope/suite.rs",
+     "|| self.process != process", "",
+     "--lib suite"),
+    ("a certificate is believed unread", "src/audit/certificate.rs",
+     "if !key.mac_is(LABEL, &sealed::encode(&body), &self.authenticator) {", "if key.mac(LABEL, &[]).is_empty() {",
+     "--test damage a_certificate"),
+    ("a durable write only flushes later", "src/org.rs",
+     "if self.durable { self.engine.sync() } else { Ok(()) }", "Ok(())",
+     "--test durability what_was"),
+    ("each durable writer syncs alone", "src/engine/durability.rs",
+     "        self.durability.rounds.run(|| self.sync_round())", "        self.sync_round()",
+     "--test durability durable_writers"),
+]
+
+
+def main():
+    wanted = sys.argv[1:]
+    breaks = [b for b in BREAKS if not wanted or any(word in b[0] for word in wanted)]
+    os.makedirs(COPY, exist_ok=True)
+    for part in ["src", "tests", "examples", "benches"]:
+        shutil.rmtree(os.path.join(COPY, part), ignore_errors=True)
+        shutil.copytree(os.path.join(ROOT, part), os.path.join(COPY, part))
+    for part in ["Cargo.toml", "Cargo.lock", "README.md"]:
+        shutil.copy(os.path.join(ROOT, part), os.path.join(COPY, part))
+    unseen = []
+    for title, path, old, new, test in breaks:
+        path = os.path.join(COPY, path)
+        with open(path) as file:
+            good = file.read()
+        if good.count(old) != 1:
+            sys.exit(f"{title}: the text to break is there {good.count(old)} times in {path}")
+        with open(path, "w") as file:
+            file.write(good.replace(old, new))
+        env = dict(os.environ, RUSTFLAGS="-Awarnings", RUST_BACKTRACE="0")
+        built = subprocess.run(["cargo", "test", "--no-run", *test.split()[:2]], cwd=COPY, env=env,
+                               capture_output=True, text=True)
+        if built.returncode != 0:
+            print(built.stderr[-3000:])
+            sys.exit(f"{title}: does not compile")
+        try:
+            run = subprocess.run(["cargo", "test", *test.split()], cwd=COPY, env=env,
+                                 capture_output=True, text=True, timeout=120)
+            failed = [line.split()[1] for line in run.stdout.splitlines()
+                      if line.startswith("test ") and line.endswith("FAILED")]
+        except subprocess.TimeoutExpired:
+            failed = ["(hangs)"]
+        with open(path, "w") as file:
+            file.write(good)
+        print(f"{'seen' if failed else 'UNSEEN':7} {title}: {', '.join(failed)}", flush=True)
+        if not failed:
+            unseen.append(title)
+    print(f"{len(breaks) - len(unseen)} of {len(breaks)} breaks seen")
+    sys.exit(1 if unseen else 0)
+
+
+main()
