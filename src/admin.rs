@@ -212,7 +212,7 @@ impl KeyAdmin {
     #[must_use]
     pub fn audit(&self) -> AuditLog {
         let end = self.engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
-        AuditLog { engine: Arc::clone(&self.engine), at: (0, [0; 32]), end, broken: false }
+        AuditLog { engine: Arc::clone(&self.engine), at: (0, Some([0; 32])), end }
     }
 
     fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {
@@ -240,27 +240,31 @@ impl KeyAdmin {
     }
 }
 
-/// Entries of the audit log, in order. From [`KeyAdmin::audit`].
+/// Entries of the audit log, in order. An entry that is missing or does not fit is an error in
+/// its place; the log goes on behind it. From [`KeyAdmin::audit`].
 pub struct AuditLog {
     engine: Arc<Engine>,
-    at: crate::audit::Head,
+    at: crate::audit::Link,
     end: crate::audit::Head,
-    broken: bool,
 }
 
 impl Iterator for AuditLog {
     type Item = Result<AuditEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.broken || self.at.0 == self.end.0 {
+        if self.at.0 == self.end.0 {
             return None;
         }
-        let read = self.engine.read_audit_entry(self.at, self.end);
-        self.broken = read.is_err();
-        Some(read.map(|(entry, head)| {
-            self.at = head;
-            entry
-        }))
+        Some(match self.engine.read_audit_entry(self.at, self.end) {
+            Ok((entry, head)) => {
+                self.at = (head.0, Some(head.1));
+                Ok(entry)
+            }
+            Err(error) => {
+                self.at = (self.at.0 + 1, None);
+                Err(error)
+            }
+        })
     }
 }
 

@@ -183,9 +183,10 @@ pub enum Error {
     /// The disk refused a sync. An operating system forgets what it could not write, so a later
     /// sync that succeeds would prove nothing: the store takes no more writes.
     #[error(
-        "the disk refused a sync ({why}); what was acknowledged as durable is safe, later writes \
-         may be lost; the store can be read but takes no more writes; see to the disk, then \
-         close the store and open it again"
+        "the disk refused a sync ({why}); what was acknowledged as durable before is safe, later \
+         writes may be lost, also a change of keys that just failed may have happened: keep both \
+         keys; the store can be read but takes no more writes; see to the disk, then close the \
+         store and open it again"
     )]
     SyncFailed {
         /// The first failure.
@@ -347,6 +348,18 @@ impl Error {
                 | Self::NameLength { .. }
                 | Self::ValueTooLarge { .. }
                 | Self::InvalidOption { .. }
+        )
+    }
+
+    /// A key was offered and refused for what it is or for whom it is.
+    #[must_use]
+    pub fn is_refused_key(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyReused { .. }
+                | Self::WrongKey { .. }
+                | Self::NotEntitled { .. }
+                | Self::KeyConflict { .. }
         )
     }
 

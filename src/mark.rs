@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::id::OrgId;
@@ -58,6 +59,8 @@ pub(crate) struct Mark {
     file: File,
     store: OrgId,
     key: KeyMaterial,
+    /// The slot that does not hold the newest position.
+    next: AtomicUsize,
 }
 
 impl Mark {
@@ -73,11 +76,7 @@ impl Mark {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
         };
-        let slot = |offset: u64| {
-            let slot = bytes.get(usize::try_from(offset).ok()?..)?;
-            Position::decode(slot.get(..SLOT)?, store, key)
-        };
-        match OFFSETS.into_iter().filter_map(slot).max() {
+        match slots(&bytes, store, key).into_iter().flatten().max() {
             Some(position) => Ok(Some(position)),
             // A crash between making the file and its first slot. Who empties it on purpose gains
             // no more than who removes it.
@@ -96,21 +95,33 @@ impl Mark {
         let file = sealed::file::private(&path)
             .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
         sealed::file::sync_dir(&path)?;
-        Ok(Self { file, store, key })
+        let during = |e| Error::io(format!("reading {}", path.display()), e);
+        let [first, second] = slots(&std::fs::read(&path).map_err(during)?, store, &key);
+        let next = AtomicUsize::new(usize::from(first > second));
+        Ok(Self { file, store, key, next })
     }
 
     pub(crate) fn encode(&self, position: Position) -> [u8; SLOT] {
         position.encode(self.store, &self.key)
     }
 
-    /// Writes and syncs one slot.
+    /// Writes and syncs the older slot. One thread at a time: who holds the position.
     pub(crate) fn advance(&self, position: Position) -> Result<()> {
-        let offset = OFFSETS[usize::from(position.syncs % 2 == 1)];
+        let slot = self.next.load(Ordering::Relaxed);
         self.file
-            .write_all_at(&self.encode(position), offset)
+            .write_all_at(&self.encode(position), OFFSETS[slot])
             .and_then(|()| self.file.sync_data())
-            .map_err(|e| Error::io("writing the mark", e))
+            .map_err(|e| Error::io("writing the mark", e))?;
+        self.next.store(1 - slot, Ordering::Relaxed);
+        Ok(())
     }
+}
+
+fn slots(bytes: &[u8], store: OrgId, key: &KeyMaterial) -> [Option<Position>; 2] {
+    OFFSETS.map(|offset| {
+        let slot = bytes.get(usize::try_from(offset).ok()?..)?;
+        Position::decode(slot.get(..SLOT)?, store, key)
+    })
 }
 
 #[cfg(test)]
@@ -141,8 +152,15 @@ mod tests {
             mark.advance(at(syncs)).unwrap();
             assert_eq!(load(dir.path()).unwrap(), Some(at(syncs)));
         }
+        // Opened again, it still goes over the older one, whatever the number.
+        let mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        mark.advance(at(7)).unwrap();
         mark.file.write_all_at(b"torn", OFFSETS[1] + 30).unwrap();
-        assert_eq!(load(dir.path()).unwrap(), Some(at(4)));
+        assert_eq!(load(dir.path()).unwrap(), Some(at(5)));
+        mark.advance(at(8)).unwrap();
+        mark.advance(at(9)).unwrap();
+        mark.file.write_all_at(b"torn", OFFSETS[1] + 30).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(at(8)));
         mark.file.write_all_at(b"torn", OFFSETS[0] + 30).unwrap();
         assert!(matches!(load(dir.path()), Err(Error::FileDamaged { .. })));
     }

@@ -120,6 +120,16 @@ impl KeyMaterial {
         self.mac(label, message).ct_eq(tag).into()
     }
 
+    /// Copies 32 bytes of our own making; `None` for another length.
+    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let mut material = Self::zeroed();
+        if bytes.len() != Self::LEN {
+            return None;
+        }
+        material.0.copy_from_slice(bytes);
+        Some(material)
+    }
+
     pub(crate) fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -158,12 +168,8 @@ impl Serialize for KeyMaterial {
 impl<'de> Deserialize<'de> for KeyMaterial {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Zeroizing::new(Vec::<u8>::deserialize(deserializer)?);
-        let mut material = Self::zeroed();
-        if bytes.len() != Self::LEN {
-            return Err(serde::de::Error::invalid_length(bytes.len(), &"32 bytes"));
-        }
-        material.0.copy_from_slice(&bytes);
-        Ok(material)
+        let wrong_length = || serde::de::Error::invalid_length(bytes.len(), &"32 bytes");
+        Self::from_slice(&bytes).ok_or_else(wrong_length)
     }
 }
 

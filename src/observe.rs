@@ -52,8 +52,9 @@ pub struct Metrics {
 pub struct OrgMetrics {
     /// By key version.
     pub versions: BTreeMap<KeyVersion, VersionMetrics>,
-    /// Records known to be sealed under another version or suite than the active one: 0 when
-    /// no rotation is under way, `None` while it has not been counted.
+    /// Records that may be sealed under another version or suite than the active one: 0 when no
+    /// rotation is under way; during a rewrite the records that the pass has not reached; `None`
+    /// while that is not known. `KeyAdmin::census` counts exactly.
     pub stale: Option<u64>,
     /// Phase of the rotation that is under way, if one is.
     pub rotation: Option<String>,

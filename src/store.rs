@@ -17,7 +17,7 @@ use crate::keyring::OrgPolicy;
 use crate::keyring::root::RootKey;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
-use crate::rotation::{Rotations, Throttle, WorkerThread};
+use crate::rotation::{Phase, Rotations, Throttle, WorkerThread};
 use crate::storage::SledOptions;
 
 /// How a store is opened.
@@ -251,8 +251,10 @@ impl Store {
             let rotating = self.rotations.is_rotating(&org);
             let stale = match (&progress, rotating) {
                 (_, false) => Some(0),
-                (Some(p), true) => p.total.map(|total| total.saturating_sub(p.scanned)),
-                (None, true) => None,
+                (Some(p), true) if p.phase == Phase::Rewriting => {
+                    p.total.map(|total| total.saturating_sub(p.scanned))
+                }
+                (_, true) => None,
             };
             let rotation = progress.filter(|_| rotating).map(|p| p.phase.to_string());
             let metrics = OrgMetrics { versions: versions.collect(), stale, rotation };

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use byokv::{Error, MAX_NAME_LEN, MAX_VALUE_LEN, OrgPolicy, Suite, Swap};
-use common::{Place, filled};
+use common::{Ended, Place, filled};
 
 fn each_suite(test: impl Fn(byokv::Org, &byokv::Store)) {
     for suite in Suite::ALL {
@@ -56,7 +56,7 @@ fn compare_and_swap_compares_values() {
             Swap::Conflict { current } => assert!(current.unwrap() == b"1"[..]),
             Swap::Swapped => panic!("swapped"),
         }
-        store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+        store.keys().rotate_platform_key("acme").unwrap().ended();
         assert!(org.compare_and_swap("a", Some(b"1"), Some(b"2")).unwrap().is_swapped());
         assert!(org.compare_and_swap("a", Some(b"2"), None).unwrap().is_swapped());
         assert!(org.get("a").unwrap().is_none());
@@ -113,7 +113,7 @@ fn a_watch_tells_changes_and_no_rewrites() {
     org.put("w/a", "2").unwrap();
     org.put("x", "1").unwrap();
     org.delete("w/b").unwrap();
-    store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
     let take = || watch.recv_timeout(Duration::from_millis(100)).unwrap();
     let change = take().unwrap();
     assert_eq!((change.name, change.value.as_deref()), (b"w/a".to_vec(), Some(&b"2"[..])));
@@ -136,9 +136,9 @@ fn entitlement_origin_and_names_are_checked() {
     assert!(matches!(keys.return_to_platform_key("free"), Err(Error::KeyConflict { .. })));
     keys.set_policy("free", OrgPolicy::byok()).unwrap();
     let key = common::material(&common::key_text());
-    keys.provision("free", key).unwrap().wait().unwrap();
+    keys.provision("free", key).unwrap().ended();
     assert!(matches!(keys.rotate_platform_key("free"), Err(Error::KeyConflict { .. })));
-    keys.return_to_platform_key("free").unwrap().wait().unwrap();
+    keys.return_to_platform_key("free").unwrap().ended();
     assert!(matches!(store.org("none"), Err(Error::OrgUnknown { .. })));
     let again = store.create_org("free", OrgPolicy::byok());
     assert!(matches!(again, Err(Error::OrgExists { .. })));

@@ -9,7 +9,7 @@ use std::fs;
 use std::process::Command;
 
 use byokv::{Certificate, Error, KeyState, Phase, RootKey, Store};
-use common::{Place, check_filled, copy_dir, escape, filled, key_text, material, tamper};
+use common::{Ended, Place, check_filled, copy_dir, escape, filled, key_text, material, tamper};
 
 /// A header that claims the active version does not make the record current: the rewrite opens
 /// every record, and this one blocks the retirement that it would have been left behind by.
@@ -73,7 +73,7 @@ fn each_broken_header_is_named_and_blocks() {
         org.put(format!("n{i:05}"), format!("v{i}")).unwrap();
     }
     rotation.resume();
-    rotation.wait().unwrap();
+    rotation.ended();
     assert_eq!(rotation.progress().phase, Phase::Done);
     check_filled(&org, 20);
 }
@@ -83,7 +83,7 @@ fn a_certificate_is_believed_only_as_it_was_made() {
     let place = Place::new();
     let store = place.open();
     filled(&store, "acme", 5);
-    let good = store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    let good = store.keys().rotate_platform_key("acme").unwrap().ended();
     let keys = store.keys();
     keys.verify_certificate(&good).unwrap();
     keys.verify_certificate(&Certificate::from_json(&good.to_json()).unwrap()).unwrap();
@@ -140,7 +140,7 @@ fn the_audit_log_shows_where_it_was_touched() {
         let place = Place::new();
         let store = place.open();
         filled(&store, "acme", 1);
-        store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+        store.keys().rotate_platform_key("acme").unwrap().ended();
         store.close().unwrap();
         // The last change's entries come again from the keyring until a later change knows
         // them to be durable; only then can they be missing.
@@ -249,7 +249,7 @@ fn a_damaged_log_after_a_kill_is_never_a_wrong_value() {
                     for i in 0..400 {
                         match org.get(format!("n{i:05}")) {
                             Ok(value) => {
-                                assert_eq!(value.as_deref(), Some(format!("v{i}").as_bytes()))
+                                assert_eq!(value.as_deref(), Some(format!("v{i}").as_bytes()));
                             }
                             Err(error) => assert!(error.is_damage(), "{error}"),
                         }

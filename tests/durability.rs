@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{AuditEvent, Error, Options, OrgPolicy, RootKey, Store};
-use common::{Place, check_filled, copy_dir, filled, material};
+use common::{Ended, Place, check_filled, copy_dir, filled, material};
 
 /// A child that runs `job` and says each line of its own, killed when dropped.
 struct Killed(Child);
@@ -72,7 +72,7 @@ fn child() {
         match job.as_str() {
             "put" => durable.put(&name, &name).unwrap(),
             "batch" => {
-                durable.batch().put(&name, &name).put(format!("{name}+"), "b").commit().unwrap()
+                durable.batch().put(&name, &name).put(format!("{name}+"), "b").commit().unwrap();
             }
             "swap" => assert!(
                 durable.compare_and_swap(&name, None, Some(name.as_bytes())).unwrap().is_swapped()
@@ -107,10 +107,10 @@ fn what_was_acknowledged_as_durable_survives_a_kill() {
             assert!(value.is_some_and(|v| v.starts_with(name.as_bytes())), "{job}: {name} is lost");
             match job {
                 "batch" => {
-                    assert!(org.get(format!("{name}+")).unwrap().is_some(), "{name} is torn")
+                    assert!(org.get(format!("{name}+")).unwrap().is_some(), "{name} is torn");
                 }
                 "delete" => {
-                    assert!(org.get(format!("{name}-")).unwrap().is_none(), "{name} is back")
+                    assert!(org.get(format!("{name}-")).unwrap().is_none(), "{name} is back");
                 }
                 _ => {}
             }
@@ -164,7 +164,7 @@ fn durable_writers_share_syncs() {
     });
     let syncs = store.metrics().unwrap().syncs - before;
     assert_eq!(done.into_inner(), 8 * EACH);
-    assert!(syncs >= EACH && syncs <= 4 * EACH, "{syncs} syncs for {} writes", 8 * EACH);
+    assert!((EACH..=4 * EACH).contains(&syncs), "{syncs} syncs for {} writes", 8 * EACH);
 }
 
 /// An operator may accept that the store went back in time; that is audited, and the store is
@@ -192,5 +192,5 @@ fn an_accepted_rollback_is_audited() {
     assert!(matches!(last.event, AuditEvent::RollbackAccepted { .. }), "{last}");
     store.close().unwrap();
     let store = place.open();
-    store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
 }

@@ -8,7 +8,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use byokv::{Error, KeyState, KeyVersion, OrgPolicy, Phase, RootKey, Suite, failpoint};
-use common::{Place, check_filled, contents, copy_dir, escape, filled, key_text, material, tamper};
+use common::{
+    Ended, Place, check_filled, contents, copy_dir, escape, filled, key_text, material, tamper,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -27,8 +29,8 @@ fn raw_files_hold_no_plaintext_and_no_key() {
             .unwrap();
     }
     let (one, two) = (key_text(), key_text());
-    store.keys().provision("acme", material(&one)).unwrap().wait().unwrap();
-    store.keys().provision("acme", material(&two)).unwrap().wait().unwrap();
+    store.keys().provision("acme", material(&one)).unwrap().ended();
+    store.keys().provision("acme", material(&two)).unwrap().ended();
     store.close().unwrap();
     drop(org);
     let decode = |text: &str| {
@@ -69,6 +71,8 @@ fn a_writer_inside_is_waited_for() {
         }
     });
     std::thread::scope(|scope| {
+        // Let go when this fails, so that the writer is not held for ever.
+        let release = release;
         let writer = scope.spawn(|| org.put("late", "written under v1"));
         at_point.recv_timeout(SOON).unwrap();
         let (done, rotated) = mpsc::channel();
@@ -150,7 +154,7 @@ fn a_scan_that_rests_during_a_rotation_goes_on() {
     let org = filled(&store, "acme", 200);
     let mut scan = org.scan("n");
     scan.next().unwrap().unwrap();
-    store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
     let rest: Vec<_> = scan.map(|record| record.unwrap().name).collect();
     assert_eq!(rest.len(), 199);
 }
@@ -169,12 +173,12 @@ fn a_rewrite_loses_to_writes_and_deletes() {
             racing.put("n00000", "newer").unwrap();
         }
     });
-    store.keys().rotate_platform_key("swap").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("swap").unwrap().ended();
     assert_eq!(org.get("n00000").unwrap().as_deref(), Some(&b"newer"[..]));
     drop(hook);
     let racing = org.clone();
     let hook = failpoint::on("rewrite.sealed", "swap", move || racing.delete("n00000").unwrap());
-    store.keys().rotate_platform_key("swap").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("swap").unwrap().ended();
     assert!(org.get("n00000").unwrap().is_none(), "resurrected");
     drop(hook);
 }
@@ -216,11 +220,11 @@ fn a_damaged_record_keeps_the_old_key_alive() {
     for i in (0..100).filter(|i| *i != 42) {
         assert!(org.get(format!("n{i:05}")).unwrap().is_some());
     }
-    store.keys().rotate_platform_key("umbra").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("umbra").unwrap().ended();
     check_filled(&store.org("umbra").unwrap(), 100);
     org.put("n00042", "v42").unwrap();
     rotation.resume();
-    rotation.wait().unwrap();
+    rotation.ended();
     check_filled(&org, 100);
 }
 
@@ -254,8 +258,8 @@ fn material_is_never_taken_twice() {
     filled(&store, "acme", 1);
     filled(&store, "umbra", 1);
     let (one, two) = (key_text(), key_text());
-    store.keys().provision("acme", material(&one)).unwrap().wait().unwrap();
-    store.keys().provision("acme", material(&two)).unwrap().wait().unwrap();
+    store.keys().provision("acme", material(&one)).unwrap().ended();
+    store.keys().provision("acme", material(&two)).unwrap().ended();
     for (org, key) in [("umbra", &one), ("umbra", &two), ("acme", &one), ("acme", &place.root)] {
         let refused = store.keys().provision(org, material(key));
         assert!(matches!(refused, Err(Error::KeyReused { .. })), "{refused:?}");
@@ -275,7 +279,7 @@ fn parts_from_last_week_are_noticed() {
     let old = place.dir.path().join("old");
     copy_dir(&place.data(), &old);
     let store = place.open();
-    store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
     store.close().unwrap();
     let new = place.dir.path().join("new");
     copy_dir(&place.data(), &new);
@@ -325,7 +329,7 @@ fn suspended_keys_withhold_one_org() {
     let acme = filled(&store, "acme", 20);
     let umbra = filled(&store, "umbra", 20);
     let key = key_text();
-    store.keys().provision("acme", material(&key)).unwrap().wait().unwrap();
+    store.keys().provision("acme", material(&key)).unwrap().ended();
     store.keys().suspend("acme").unwrap();
     assert!(matches!(acme.get("n00001"), Err(Error::KeySuspended { .. })));
     assert!(matches!(acme.put("x", "y"), Err(Error::KeySuspended { .. })));
@@ -344,7 +348,7 @@ fn a_second_rotation_overtakes_the_first() {
     let org = filled(&store, "acme", 3000);
     let first = store.keys().provision("acme", material(&key_text())).unwrap();
     let second = store.keys().provision("acme", material(&key_text())).unwrap();
-    let version = |rotation: &byokv::Rotation| rotation.wait().unwrap().version.get();
+    let version = |rotation: &byokv::Rotation| rotation.ended().version.get();
     assert_eq!((version(&first), version(&second)), (1, 2));
     let census = store.keys().census("acme").unwrap();
     assert_eq!(census.by_version.keys().map(|v| v.get()).collect::<Vec<_>>(), [3]);
@@ -360,9 +364,8 @@ fn a_change_of_suite_is_a_rotation() {
     let store = place.open();
     let org = filled(&store, "acme", 300);
     let key = key_text();
-    store.keys().provision("acme", material(&key)).unwrap().wait().unwrap();
-    let certificate =
-        store.keys().change_suite("acme", Suite::XChaCha20Poly1305).unwrap().wait().unwrap();
+    store.keys().provision("acme", material(&key)).unwrap().ended();
+    let certificate = store.keys().change_suite("acme", Suite::XChaCha20Poly1305).unwrap().ended();
     assert_eq!(certificate.records_rewritten, 300);
     let census = store.keys().census("acme").unwrap();
     assert_eq!(census.by_suite.keys().copied().collect::<Vec<_>>(), [Suite::XChaCha20Poly1305]);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use byokv::{KeyState, Options, RootKey, Store, failpoint};
-use common::{Place, check_filled, copy_dir, filled, key_text, material};
+use common::{Ended, Place, check_filled, copy_dir, filled, key_text, material};
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -45,7 +45,7 @@ fn a_key_is_on_disk_before_its_first_value() {
     drop(hook);
     let first = seen.lock().unwrap().split(|&v| v == 0).next().unwrap().to_vec();
     assert_eq!(first, [1]);
-    rotation.wait().unwrap();
+    rotation.ended();
 }
 
 /// Invariant 11: at each step of a sync, what lies on disk opens, and is no rollback.
@@ -88,7 +88,7 @@ fn the_old_key_leaves_the_disk_last() {
         copy_dir(&from, &to);
         taken.push(to);
     });
-    rotation.wait().unwrap();
+    rotation.ended();
     drop(hook);
     drop(rotation);
     store.close().unwrap();

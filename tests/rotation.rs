@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{Error, KeyState, Options, Phase, Rotation, Store, Throttle, failpoint};
-use common::{Place, check_filled, filled, key_text, material};
+use common::{Ended, Place, check_filled, filled, key_text, material};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -107,7 +107,7 @@ fn a_big_org_starves_no_small_one() {
     assert_ne!(big.progress().phase, Phase::Done);
     assert_eq!(store.keys().rotations().unwrap().len(), 1);
     store.keys().set_throttle(Throttle::unlimited());
-    big.wait().unwrap();
+    big.ended();
     check_filled(&store.org("big").unwrap(), 20_000);
 }
 
@@ -155,7 +155,7 @@ fn a_rotation_waits_for_a_suspended_key() {
     let org = filled(&store, "acme", 1000);
     let (one, two) = (key_text(), key_text());
     store.keys().set_throttle(Throttle::unlimited());
-    store.keys().provision("acme", material(&one)).unwrap().wait().unwrap();
+    store.keys().provision("acme", material(&one)).unwrap().ended();
     store.keys().set_throttle(Throttle::unlimited().with_records_per_second(500).unwrap());
     let rotation = store.keys().provision("acme", material(&two)).unwrap();
     until(&rotation, |progress| progress.rewritten > 0);
@@ -177,21 +177,27 @@ fn a_rotation_waits_for_a_suspended_key() {
 #[test]
 fn a_bug_stops_one_rotation() {
     let place = Place::new();
-    let store = place.open();
+    let store = slow(&place, 1);
     let org = filled(&store, "buggy", 50);
     filled(&store, "fine", 50);
-    let hook = failpoint::on("rewrite.sealed", "buggy", || panic!("on purpose"));
     let rotation = store.keys().rotate_platform_key("buggy").unwrap();
-    match rotation.wait() {
-        Err(Error::Bug { org }) => assert_eq!(org, "buggy"),
-        other => panic!("{other:?}"),
+    rotation.pause();
+    store.keys().set_throttle(Throttle::unlimited());
+    // On one of the threads, then on the one that hands out the work.
+    for point in ["rewrite.sealed", "rewrite.passed"] {
+        let hook = failpoint::on(point, "buggy", || panic!("on purpose"));
+        rotation.resume();
+        match rotation.wait_timeout(SOON) {
+            Err(Error::Bug { org }) => assert_eq!(org, "buggy"),
+            other => panic!("{other:?}"),
+        }
+        store.keys().rotate_platform_key("fine").unwrap().ended();
+        assert_eq!(store.keys().status("buggy").unwrap().versions[0].state, KeyState::DecryptOnly);
+        check_filled(&org, 50);
+        drop(hook);
     }
-    store.keys().rotate_platform_key("fine").unwrap().wait().unwrap();
-    assert_eq!(store.keys().status("buggy").unwrap().versions[0].state, KeyState::DecryptOnly);
-    check_filled(&org, 50);
-    drop(hook);
     rotation.resume();
-    rotation.wait_timeout(SOON).unwrap().expect("ends after the bug is gone");
+    rotation.ended();
 }
 
 #[test]
@@ -211,8 +217,63 @@ fn metrics_tell_what_was_sealed_opened_failed_and_is_stale() {
     assert_eq!(acme.rotation.as_deref(), Some("rewriting"));
     assert!(metrics.bytes_on_disk > 0 && metrics.keyring_generation >= 3 && metrics.syncs > 0);
     store.keys().set_throttle(Throttle::unlimited());
-    rotation.wait().unwrap();
+    rotation.ended();
     let acme = store.metrics().unwrap().orgs.remove("acme").unwrap();
     assert_eq!((acme.stale, acme.rotation), (Some(0), None));
     assert_eq!(acme.versions.values().last().unwrap().sealed, 1000);
+}
+
+/// Found in review: while one org was counted, with another at rest, nothing else was obeyed.
+#[test]
+fn a_pause_is_obeyed_while_headers_are_counted() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "resting", 10);
+    let org = filled(&store, "counted", 20_000);
+    let counted = org.clone();
+    let hook = failpoint::on("rewrite.passed", "counted", move || {
+        drop(counted.put("late", "x"));
+    });
+    let resting = store.keys().rotate_platform_key("resting").unwrap();
+    resting.pause();
+    let rotation = store.keys().rotate_platform_key("counted").unwrap();
+    until(&rotation, |progress| progress.phase == Phase::Verifying);
+    rotation.pause();
+    until(&rotation, |progress| progress.paused);
+    let ended = rotation.wait_timeout(Duration::from_millis(500)).unwrap();
+    assert!(ended.is_none(), "ended although it was paused");
+    rotation.resume();
+    rotation.ended();
+    drop(hook);
+}
+
+/// A clean close in the middle loses no count.
+#[test]
+fn the_certificate_counts_over_clean_closes() {
+    let place = Place::new();
+    let store = slow(&place, 2000);
+    drop(filled(&store, "acme", 3000));
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    until(&rotation, |progress| progress.rewritten > 500);
+    drop(rotation);
+    store.close().unwrap();
+    let store = slow(&place, 1500);
+    let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    assert_eq!(rotation.ended().records_rewritten, 3000);
+}
+
+/// A new rotation does not show the end of the one before.
+#[test]
+fn a_new_rotation_starts_its_progress_anew() {
+    let place = Place::new();
+    let store = slow(&place, 100);
+    store.keys().set_throttle(Throttle::unlimited());
+    filled(&store, "acme", 500);
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(50).unwrap());
+    let second = store.keys().rotate_platform_key("acme").unwrap();
+    assert_ne!(second.progress().phase, Phase::Done);
+    assert_ne!(store.metrics().unwrap().orgs["acme"].stale, Some(0));
+    store.keys().set_throttle(Throttle::unlimited());
+    assert_eq!(second.ended().records_rewritten, 500);
 }

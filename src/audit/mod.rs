@@ -151,6 +151,10 @@ pub(crate) struct Notary {
 /// The end of the chain: how many entries, and the hash of the last.
 pub(crate) type Head = (u64, [u8; 32]);
 
+/// How far the chain was read: how many entries, and the hash that the next one must name, if
+/// the last one was there to tell.
+pub(crate) type Link = (u64, Option<[u8; 32]>);
+
 impl Notary {
     pub(crate) fn new(secret: &KeyMaterial) -> Self {
         let entries = secret.derive(&[b"byokv audit v1"]);
@@ -178,7 +182,7 @@ impl Notary {
     /// Opens the entry that stands under its number and checks its link to the one before.
     pub(crate) fn read(
         &self,
-        (entries, previous): Head,
+        (entries, previous): Link,
         stored: Option<&[u8]>,
     ) -> Result<(AuditEntry, Head)> {
         let number = entries + 1;
@@ -186,7 +190,7 @@ impl Notary {
         let stored = stored.ok_or_else(|| broken("it is missing"))?;
         let entry: AuditEntry = sealed::open(&self.entries, &entry_key(number), stored)
             .ok_or_else(|| broken("it is damaged or was not written by this store"))?;
-        if entry.number != number || entry.previous != previous {
+        if entry.number != number || previous.is_some_and(|previous| entry.previous != previous) {
             return Err(broken("it does not follow the entry before it"));
         }
         let head = (number, hash(&entry));
@@ -253,7 +257,7 @@ mod tests {
         let walk = |stored: &[Vec<u8>]| {
             let mut at: Head = (0, [0; 32]);
             for sealed in stored {
-                at = notary.read(at, Some(sealed))?.1;
+                at = notary.read((at.0, Some(at.1)), Some(sealed))?.1;
             }
             Ok::<_, Error>(at)
         };
@@ -264,7 +268,10 @@ mod tests {
             notary.append((1, [9; 32]), Draft::new(AuditEvent::OrgCreated), 0).unwrap();
         let replaced = [stored[0].clone(), other];
         assert!(matches!(walk(&replaced), Err(Error::AuditBroken { entry: 2, .. })));
-        assert!(matches!(notary.read(head, None), Err(Error::AuditBroken { entry: 4, .. })));
+        assert!(matches!(
+            notary.read((head.0, None), None),
+            Err(Error::AuditBroken { entry: 4, .. })
+        ));
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Engine {
         root: Option<RootKey>,
         change: impl FnOnce(&mut Keyring, &mut Drafts) -> Result<T>,
     ) -> Result<T> {
+        self.storage.check_writable()?;
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = ring.keyring.duplicate();
         if ring.settled == next.generation {
@@ -48,7 +49,11 @@ impl Engine {
             (next.audit_entries, next.audit_hash) = head;
             next.outbox.push(Owed { key, value });
         }
-        ring.file.save(root.as_ref().unwrap_or(&ring.root), &next)?;
+        match ring.file.save(root.as_ref().unwrap_or(&ring.root), &next) {
+            // The file may be either one: no more writes before it is read again.
+            Err(error @ Error::SyncFailed { .. }) => return Err(self.storage.stop_writing(error)),
+            saved => saved?,
+        }
         failpoint::reach("keyring.saved", "");
         if let Some(root) = root {
             ring.root = root;
@@ -125,11 +130,7 @@ impl Engine {
             Origin::Customer => AuditEvent::KeyProvisioned,
             Origin::Platform => AuditEvent::PlatformKeyRotated,
         };
-        let is_root = self.root_fingerprint() == fingerprint;
         let installed = self.change(None, |keyring, drafts| {
-            if is_root {
-                return Err(Error::KeyReused { fingerprint });
-            }
             let installed = keyring.install(&org.name, material, origin, now_unix_ms())?;
             let draft = Draft::new(event).org(&org.name, org.id);
             drafts.push(draft.key(installed.to, fingerprint));
@@ -153,7 +154,7 @@ impl Engine {
         fingerprint: crate::id::Fingerprint,
         refused: Error,
     ) -> Error {
-        if refused.is_environment() {
+        if !refused.is_refused_key() {
             return refused;
         }
         tracing::warn!(org = %org.name, %fingerprint, error = %refused, "key refused");
@@ -238,10 +239,8 @@ impl Engine {
         self.check_open()?;
         let fingerprint = root.fingerprint();
         self.change(Some(root), |keyring, drafts| {
-            let mut versions = keyring.orgs.iter().flat_map(|org| &org.versions);
-            if versions.any(|version| version.fingerprint == fingerprint) {
-                return Err(Error::KeyReused { fingerprint });
-            }
+            keyring.refuse_reuse(fingerprint)?;
+            keyring.roots.push(fingerprint);
             let mut draft = Draft::new(AuditEvent::RootKeyChanged);
             draft.fingerprint = Some(fingerprint);
             drafts.push(draft);
@@ -249,10 +248,6 @@ impl Engine {
         })?;
         tracing::info!(%fingerprint, "root key changed");
         Ok(())
-    }
-
-    pub(crate) fn root_fingerprint(&self) -> crate::id::Fingerprint {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner).root.fingerprint()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

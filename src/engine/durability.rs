@@ -1,7 +1,7 @@
 //! Durable syncs: shared by the threads that wait at the same time, counted by the mark.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -16,11 +16,12 @@ pub(super) struct Durability {
     mark: Mark,
     rounds: GroupCommit,
     position: Mutex<Position>,
+    /// Of the position, for those who must not wait for a round that runs.
+    syncs: AtomicU64,
     generation: AtomicU64,
     /// Writes so far, and how many of them a sync is known to have covered.
     written: AtomicU64,
     covered: AtomicU64,
-    failed: OnceLock<Error>,
 }
 
 impl Durability {
@@ -29,10 +30,10 @@ impl Durability {
             mark,
             rounds: GroupCommit::default(),
             generation: AtomicU64::new(position.generation),
+            syncs: AtomicU64::new(position.syncs),
             position: Mutex::new(position),
             written: AtomicU64::new(0),
             covered: AtomicU64::new(0),
-            failed: OnceLock::new(),
         }
     }
 }
@@ -51,7 +52,7 @@ impl Engine {
     /// Refuses a write that could never become durable.
     pub(crate) fn check_writable(&self) -> Result<()> {
         self.check_open()?;
-        self.durability.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+        self.storage.check_writable()
     }
 
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
@@ -63,11 +64,12 @@ impl Engine {
     }
 
     pub(crate) fn syncs(&self) -> u64 {
-        self.durability.position.lock().unwrap_or_else(PoisonError::into_inner).syncs
+        self.durability.syncs.load(Ordering::Acquire)
     }
 
     pub(super) fn note_generation(&self, generation: u64) {
-        self.durability.generation.store(generation, Ordering::Release);
+        // Changes may come here in another order than they happened.
+        self.durability.generation.fetch_max(generation, Ordering::AcqRel);
         self.written();
     }
 
@@ -75,17 +77,11 @@ impl Engine {
     /// 2. the database durable; must come after 1, or the position proves nothing;
     /// 3. the mark; must come after 2, or a crash between them looks like a rollback.
     ///
-    /// A failed sync is never tried again (see [`Error::SyncFailed`]), so the database is never
-    /// more than one ahead of the mark.
+    /// If a step fails the position is not taken over, so the next round counts to it again and
+    /// the database is never more than one ahead of the mark. A sync that the disk refused is
+    /// never tried again (see [`Error::SyncFailed`]).
     fn sync_round(&self) -> Result<()> {
         let state = &self.durability;
-        if let Some(error) = state.failed.get() {
-            return Err(error.clone());
-        }
-        let refused = |error: Error| {
-            tracing::error!(%error, "a sync failed; no more writes are taken");
-            state.failed.get_or_init(|| Error::SyncFailed { why: error.to_string() }).clone()
-        };
         let written = state.written.load(Ordering::Acquire);
         let mut position = state.position.lock().unwrap_or_else(PoisonError::into_inner);
         let next = Position {
@@ -95,11 +91,14 @@ impl Engine {
         let encoded = state.mark.encode(next).to_vec();
         self.storage.put(Space::System, POSITION_KEY, Some(encoded))?;
         failpoint::reach("sync.counted", "");
-        self.storage.sync().map_err(refused)?;
+        self.storage.sync()?;
         failpoint::reach("sync.flushed", "");
-        state.mark.advance(next).map_err(refused)?;
+        if let Err(error) = state.mark.advance(next) {
+            return Err(self.storage.stop_writing(Error::SyncFailed { why: error.to_string() }));
+        }
         failpoint::reach("sync.marked", "");
         *position = next;
+        state.syncs.store(next.syncs, Ordering::Release);
         state.covered.fetch_max(written, Ordering::AcqRel);
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::sync::ShardedLock;
 
-use crate::audit::{self, AuditEntry, Head, Notary};
+use crate::audit::{self, AuditEntry, Head, Link, Notary};
 use crate::envelope::{self, Header, Value};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -124,7 +124,7 @@ impl Engine {
     }
 
     /// The audit entry after `at`; `end` is where the keyring says that the log ends.
-    pub(crate) fn read_audit_entry(&self, at: Head, end: Head) -> Result<(AuditEntry, Head)> {
+    pub(crate) fn read_audit_entry(&self, at: Link, end: Head) -> Result<(AuditEntry, Head)> {
         let stored = self.storage.get(Space::System, &audit::entry_key(at.0 + 1))?;
         let (entry, head) = self.notary.read(at, stored.as_deref())?;
         if head.0 == end.0 && head.1 != end.1 {

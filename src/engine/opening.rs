@@ -13,6 +13,7 @@ use super::durability::{Durability, POSITION_KEY};
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft, Notary};
 use crate::error::{Error, Result};
+use crate::id::Fingerprint;
 use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::mark::{Mark, Position};
@@ -33,17 +34,17 @@ impl Engine {
     /// untouched.
     pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
         let file = KeyringFile::new(dir.join("keyring"));
-        if !file.path().exists() && !options.create {
+        let database = dir.join("db");
+        if !file.path().exists() && !options.create && !SledStorage::exists(&database) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
         }
         make_dir(dir)?;
         let mut lock = lock(dir)?;
-        let database = dir.join("db");
         let found = file.load(&root)?;
         let is_new = found.is_none();
         let keyring = match found {
             Some(keyring) => keyring,
-            None => new_keyring(dir, &database)?,
+            None => new_keyring(dir, &database, root.fingerprint())?,
         };
         let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
         let marked = Mark::load(dir, keyring.store, &mark_key)?;
@@ -111,14 +112,22 @@ impl Engine {
     }
 }
 
+/// Makes the directory and those above it that are missing, each durably.
 fn make_dir(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_dir(above)?;
+    }
     let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder
         .recursive(true)
         .create(dir)
-        .map_err(|e| Error::io(format!("creating {}", dir.display()), e))
+        .map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
+    file::sync_dir(dir)
 }
 
 /// Locks the directory; sled's own lock on its file comes later and names no process.
@@ -145,7 +154,7 @@ fn note_process(lock: &mut File) -> Result<()> {
         .map_err(|e| Error::io("writing LOCK", e))
 }
 
-fn new_keyring(dir: &Path, database: &Path) -> Result<Keyring> {
+fn new_keyring(dir: &Path, database: &Path, root: Fingerprint) -> Result<Keyring> {
     if SledStorage::exists(database) || Mark::path(dir).exists() {
         let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
                    restore the file from a backup";
@@ -162,7 +171,7 @@ fn new_keyring(dir: &Path, database: &Path) -> Result<Keyring> {
              empty directory or one that does not exist",
         ));
     }
-    Keyring::new()
+    Keyring::new(root)
 }
 
 /// Compares what keyring, database and mark say of each other. Each can only be as old as the
@@ -221,7 +230,7 @@ mod tests {
     }
 
     fn verdict(keyring: (u64, u64), held: Option<Position>, marked: Option<Position>) -> String {
-        let mut ring = Keyring::new().unwrap();
+        let mut ring = Keyring::new(Fingerprint::from_bytes([0; 16])).unwrap();
         (ring.syncs, ring.generation) = keyring;
         gone_back(&ring, held, marked).map_or_else(String::new, |error| match error {
             Error::RolledBack { what, .. } => what,

@@ -116,7 +116,7 @@ impl Watch {
     /// # Errors
     /// Those of [`Org::get`](crate::Org::get), for the record that changed.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Change>> {
-        self.next_change(Some(Instant::now() + timeout))
+        self.next_change(Instant::now().checked_add(timeout))
     }
 
     fn next_change(&self, until: Option<Instant>) -> Result<Option<Change>> {

@@ -29,6 +29,8 @@ pub(crate) struct Keyring {
     /// Writes to the database that became true with this keyring: they are made again at each
     /// open until a later generation knows them to be durable.
     pub(crate) outbox: Vec<Owed>,
+    /// Every root key that the store had, so that none becomes an org's.
+    pub(crate) roots: Vec<Fingerprint>,
     pub(crate) orgs: Vec<OrgEntry>,
 }
 
@@ -76,7 +78,7 @@ pub(crate) struct Installed {
 }
 
 impl Keyring {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(root: Fingerprint) -> Result<Self> {
         let mut store = [0; OrgId::LEN];
         crate::material::random(&mut store)?;
         Ok(Self {
@@ -87,6 +89,7 @@ impl Keyring {
             audit_entries: 0,
             audit_hash: [0; 32],
             outbox: Vec::new(),
+            roots: vec![root],
             orgs: Vec::new(),
         })
     }
@@ -109,6 +112,7 @@ impl Keyring {
         Self {
             secret: self.secret.duplicate(),
             outbox: self.outbox.clone(),
+            roots: self.roots.clone(),
             orgs: self.orgs.iter().map(copy).collect(),
             ..*self
         }
@@ -139,7 +143,8 @@ impl Keyring {
         if self.orgs.iter().any(|org| org.name == name || org.id == id) {
             return Err(Error::OrgExists { org: name.to_owned() });
         }
-        let fingerprint = self.refuse_reuse(&material)?;
+        let fingerprint = material.fingerprint();
+        self.refuse_reuse(fingerprint)?;
         let suite = policy.suite();
         let version = KeyVersion::FIRST;
         let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
@@ -167,7 +172,8 @@ impl Keyring {
         if origin == Origin::Customer && !org.policy.may_bring_key() {
             return Err(Error::NotEntitled { org: name.to_owned() });
         }
-        let fingerprint = self.refuse_reuse(&material)?;
+        let fingerprint = material.fingerprint();
+        self.refuse_reuse(fingerprint)?;
         let org = self.org_mut(name)?;
         if org.newest().state != KeyState::Active {
             return Err(org.conflict("its key is suspended; resume it first"));
@@ -179,14 +185,14 @@ impl Keyring {
         Ok(Installed { from, to, fingerprint })
     }
 
-    /// Insert-only: no material that any org has or had, by fingerprint.
-    fn refuse_reuse(&self, material: &KeyMaterial) -> Result<Fingerprint> {
-        let fingerprint = material.fingerprint();
+    /// Insert-only: no material that any org has or had, nor a root key, by fingerprint.
+    pub(crate) fn refuse_reuse(&self, fingerprint: Fingerprint) -> Result<()> {
         let mut all = self.orgs.iter().flat_map(|org| &org.versions);
-        if all.any(|version| version.fingerprint == fingerprint) {
+        let taken = all.any(|version| version.fingerprint == fingerprint);
+        if taken || self.roots.contains(&fingerprint) {
             return Err(Error::KeyReused { fingerprint });
         }
-        Ok(fingerprint)
+        Ok(())
     }
 }
 
@@ -318,7 +324,7 @@ mod tests {
     }
 
     fn ring() -> Keyring {
-        let mut ring = Keyring::new().unwrap();
+        let mut ring = Keyring::new(material(0).fingerprint()).unwrap();
         let id = OrgId::from_bytes([1; 16]);
         ring.create_org(id, "acme", OrgPolicy::byok(), material(1), 5).unwrap();
         ring

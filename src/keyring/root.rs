@@ -159,8 +159,7 @@ impl RootKeyProvider for InMemory {
 
     fn unwrap(&self, wrapped: &[u8]) -> Result<Option<KeyMaterial>> {
         let key = sealed::open_bytes(&self.key(), WRAP_LABEL, wrapped);
-        let key = key.and_then(|bytes| <[u8; 32]>::try_from(&bytes[..]).ok());
-        Ok(key.map(|mut bytes| KeyMaterial::take(&mut bytes)))
+        Ok(key.and_then(|bytes| KeyMaterial::from_slice(&bytes)))
     }
 }
 
@@ -290,7 +289,8 @@ mod tests {
 
     #[test]
     fn round_trips_and_seals_each_generation_anew() {
-        let (root, ring) = (root(), Keyring::new().unwrap());
+        let root = root();
+        let ring = Keyring::new(root.fingerprint()).unwrap();
         let (one, two) = (encode(&root, &ring).unwrap(), encode(&root, &ring).unwrap());
         assert_ne!(one, two);
         for file in [one, two] {
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_wrong_root_key_is_told_from_damage() {
         let (right, wrong) = (root(), root());
-        let file = encode(&right, &Keyring::new().unwrap()).unwrap();
+        let file = encode(&right, &Keyring::new(right.fingerprint()).unwrap()).unwrap();
         assert!(matches!(
             decode(&file, &wrong),
             Err(Fault::Other(Error::RootKeyWrong { expected, given }))
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_forger_who_mends_the_checksum_is_refused() {
         let root = root();
-        let file = encode(&root, &Keyring::new().unwrap()).unwrap();
+        let file = encode(&root, &Keyring::new(root.fingerprint()).unwrap()).unwrap();
         let content = file.len() - SUM_LEN;
         for at in (0..content).filter(|at| !(8..24).contains(at)) {
             let mut forged = file[..content].to_vec();

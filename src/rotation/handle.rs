@@ -86,7 +86,7 @@ impl Rotation {
     /// closed first (the rotation then goes on at the next open), [`Error::Bug`].
     pub fn wait(&self) -> Result<Certificate> {
         loop {
-            if let Some(certificate) = self.wait_timeout(Duration::from_secs(3600))? {
+            if let Some(certificate) = self.wait_timeout(Duration::MAX)? {
                 return Ok(certificate);
             }
         }
@@ -97,7 +97,7 @@ impl Rotation {
     /// # Errors
     /// Those of [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Certificate>> {
-        let until = Instant::now() + timeout;
+        let until = Instant::now().checked_add(timeout);
         let mut board = self.rotations.board();
         loop {
             if self.is_over() {
@@ -109,9 +109,11 @@ impl Rotation {
             if self.rotations.engine.is_closed() {
                 return Err(Error::Closed);
             }
-            let Some(left) = until.checked_duration_since(Instant::now()) else {
-                return Ok(None);
-            };
+            // A time beyond what the clock can name is never over.
+            let left = until
+                .map_or(Some(Duration::MAX), |until| until.checked_duration_since(Instant::now()));
+            let Some(left) = left else { return Ok(None) };
+            let left = left.min(Duration::from_secs(3600));
             let waited = self.rotations.changed.wait_timeout(board, left);
             board = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -97,13 +97,18 @@ impl Rotations {
             let report = board.reports.entry(org.id);
             let report = report.or_insert_with(|| Report::queued(&org.name));
             report.blocked = None;
+            if report.progress.phase == Phase::Done {
+                *report = Report::queued(&org.name);
+            }
         }
         // The worker is gone only when the store is closed.
         let _ = self.commands.send(Command::Wake(Arc::clone(org)));
     }
 
     pub(crate) fn pause(&self, org: &OrgState, paused: bool) {
-        if let Some(report) = self.board().reports.get_mut(&org.id) {
+        if let Some(report) = self.board().reports.get_mut(&org.id)
+            && report.progress.phase != Phase::Done
+        {
             report.progress.paused = paused;
         }
         let _ = self.commands.send(Command::Pause(org.id, paused));

@@ -1,6 +1,7 @@
 //! The rotation of one org, one bounded step at a time.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use super::throttle::Meter;
 use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::id::{KeyVersion, OrgId, Suite};
+use crate::id::{KeyState, KeyVersion, OrgId, Suite};
 use crate::storage::Space;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -24,7 +25,8 @@ pub(super) struct Task {
     pub(super) paused: bool,
     stage: Stage,
     retry_delay: Duration,
-    rewritten: Rewritten,
+    /// `None` until it is read from the database.
+    rewritten: Option<Rewritten>,
     survey: Survey,
     meter: Meter,
 }
@@ -55,12 +57,12 @@ struct Survey {
 }
 
 impl Task {
-    pub(super) fn new(engine: &Engine, org: Arc<OrgState>) -> Self {
+    pub(super) fn new(org: Arc<OrgState>) -> Self {
         Self {
             stage: Stage::Rewriting { pass: Pass::new(&org), fault: None },
             paused: false,
             retry_delay: FIRST_RETRY,
-            rewritten: load_rewritten(engine, &org),
+            rewritten: None,
             survey: Survey { cursor: Cursor::new(org.id), records: 0 },
             meter: Meter::new(Instant::now()),
             org,
@@ -79,7 +81,9 @@ impl Task {
         if self.paused {
             return Step::Idle(None);
         }
-        match self.try_step(engine, now, chunk) {
+        // Whatever happens here stops this org's rotation, not the others'.
+        let step = catch_unwind(AssertUnwindSafe(|| self.try_step(engine, now, chunk)));
+        match step.unwrap_or_else(|_| Err(Error::Bug { org: self.org.name.to_string() })) {
             Ok(step) => step,
             Err(error) => {
                 self.wait(now, error);
@@ -89,6 +93,9 @@ impl Task {
     }
 
     fn try_step(&mut self, engine: &Engine, now: Instant, chunk: usize) -> Result<Step> {
+        if self.rewritten.is_none() {
+            self.rewritten = Some(load_rewritten(engine, &self.org)?);
+        }
         match &mut self.stage {
             Stage::Done { .. } => Ok(Step::Finished),
             Stage::Blocked { .. } => Ok(Step::Idle(None)),
@@ -135,11 +142,12 @@ impl Task {
         let scanned = done.tally.scanned();
         self.meter.add(now, scanned);
         if !done.tally.rewritten.is_empty() {
+            let rewritten = self.rewritten.get_or_insert_default();
             for (&under, count) in &done.tally.rewritten {
-                *self.rewritten.entry(under).or_default() += count;
+                *rewritten.entry(under).or_default() += count;
             }
             // Only a figure for the certificate hangs on it.
-            if let Err(error) = save_rewritten(engine, &self.org, &self.rewritten) {
+            if let Err(error) = save_rewritten(engine, &self.org, rewritten) {
                 tracing::warn!(org = %self.org.name, %error, "progress not noted");
             }
         }
@@ -207,13 +215,16 @@ impl Task {
             // suspended. The next pass finds out.
             return self.still_suspended(engine).map_or(Ok(()), Err);
         };
-        retire::retire(engine, &self.org, zero.sync(engine)?, &self.rewritten)?;
+        let rewritten = self.rewritten.get_or_insert_default();
+        retire::retire(engine, &self.org, zero.sync(engine)?, rewritten)?;
         if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, count.census().total()) }
     }
 
     fn finish(&mut self, engine: &Engine, records: u64) -> Result<()> {
         self.stage = Stage::Done { records };
-        engine.storage.put(Space::System, &rewritten_key(self.org.id), None)
+        engine.storage.put(Space::System, &rewritten_key(self.org.id), None)?;
+        engine.written();
+        Ok(())
     }
 
     fn under_way(&self, engine: &Engine) -> (bool, Option<Suite>) {
@@ -224,7 +235,7 @@ impl Task {
     }
 
     fn still_suspended(&self, engine: &Engine) -> Option<Error> {
-        use crate::id::KeyState::Suspended;
+        use KeyState::Suspended;
         let version = engine.with_keyring(|keyring| {
             let entry = keyring.org(&self.org.name).ok()?;
             entry.versions.iter().find(|v| v.state == Suspended).map(|v| v.version)
@@ -246,7 +257,7 @@ impl Task {
         let surveyed = self.survey.cursor.exhausted.then_some(self.survey.records);
         let mut progress = Progress {
             paused: self.paused,
-            rewritten: self.rewritten.values().sum(),
+            rewritten: self.rewritten.iter().flat_map(BTreeMap::values).sum(),
             rate: self.meter.rate(),
             total: surveyed,
             ..Progress::queued(&self.org.name)
@@ -293,12 +304,15 @@ fn rewritten_key(org: OrgId) -> Vec<u8> {
     [b"rotation/", &org.as_bytes()[..]].concat()
 }
 
-fn load_rewritten(engine: &Engine, org: &OrgState) -> Rewritten {
+/// Counts of earlier runs of this rotation. What is retired has its certificate already.
+fn load_rewritten(engine: &Engine, org: &OrgState) -> Result<Rewritten> {
     let key = rewritten_key(org.id);
-    let stored = engine.storage.get(Space::System, &key).ok().flatten();
+    let stored = engine.storage.get(Space::System, &key)?;
     let counts: Option<Vec<((KeyVersion, Suite), u64)>> =
         stored.and_then(|stored| engine.notary.open(&key, &stored));
-    counts.map_or_else(BTreeMap::new, |counts| counts.into_iter().collect())
+    let keys = org.gate.snapshot();
+    let lives = |version| keys.slot(version).is_some_and(|slot| slot.state != KeyState::Retired);
+    Ok(counts.into_iter().flatten().filter(|((version, _), _)| lives(*version)).collect())
 }
 
 fn save_rewritten(engine: &Engine, org: &OrgState, rewritten: &Rewritten) -> Result<()> {

@@ -56,14 +56,18 @@ impl Throttle {
     /// The worker threads work at most this share of the time, and rest for the remainder.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] unless 0 < `share` ≤ 1.
+    /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 1.
     pub fn with_share_of_time(mut self, share: f64) -> Result<Self> {
-        if !(share > 0.0 && share <= 1.0) {
-            let why = "more than 0 and at most 1";
+        if !(0.001..=1.0).contains(&share) {
+            let why = "0.001 to 1";
             return Err(Error::InvalidOption { option: "share_of_time", why });
         }
         self.share_of_time = share;
         Ok(self)
+    }
+
+    pub(super) fn is_share(&self) -> bool {
+        self.share_of_time < 1.0
     }
 
     /// How many records to take at once: about a tenth of a second's worth, so that a low
@@ -80,6 +84,9 @@ impl Default for Throttle {
         Self::unlimited()
     }
 }
+
+/// What one chunk can cost at most, whatever the ceiling.
+const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
 
 /// When the next chunk may be handed out.
 pub(super) struct Pace {
@@ -103,7 +110,8 @@ impl Pace {
         let by_records = to.records_per_second.map_or(0.0, |rate| seconds(records, rate.into()));
         #[allow(clippy::cast_precision_loss)]
         let by_bytes = to.bytes_per_second.map_or(0.0, |rate| seconds(bytes, rate as f64));
-        self.rest(now, Duration::from_secs_f64(by_records.max(by_bytes)));
+        let rest = Duration::try_from_secs_f64(by_records.max(by_bytes));
+        self.rest(now, rest.unwrap_or(LONGEST_REST));
     }
 
     /// One of `workers` threads worked for `busy`.
@@ -114,6 +122,7 @@ impl Pace {
 
     fn rest(&mut self, now: Instant, rest: Duration) {
         if !rest.is_zero() {
+            let rest = rest.min(LONGEST_REST);
             self.next = Some(self.next.map_or(now, |next| next.max(now)) + rest);
         }
     }
@@ -159,7 +168,7 @@ mod tests {
     fn impossible_ceilings_are_refused() {
         assert!(Throttle::unlimited().with_records_per_second(0).is_err());
         assert!(Throttle::unlimited().with_bytes_per_second(0).is_err());
-        for share in [0.0, -1.0, 1.01, f64::NAN] {
+        for share in [0.0, 1e-30, -1.0, 1.01, f64::NAN] {
             assert!(Throttle::unlimited().with_share_of_time(share).is_err(), "{share}");
         }
     }

@@ -8,7 +8,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 
 use super::pass::{Done, Job};
 use super::task::{Step, Task};
-use super::throttle::Pace;
+use super::throttle::{Pace, Throttle};
 use super::{Command, Rotations};
 
 struct Coordinator<'a> {
@@ -59,9 +59,10 @@ impl Coordinator<'_> {
             let timeout = self.go_on(Instant::now());
             let timeout = timeout.map_or_else(channel::never, channel::after);
             channel::select! {
-                recv(commands) -> command => match command {
-                    Ok(command) => if !self.obey(command) { return },
-                    Err(_) => return,
+                recv(commands) -> command => {
+                    if !command.is_ok_and(|command| self.obey(command)) {
+                        break;
+                    }
                 },
                 recv(results) -> done => if let Ok(done) = done { self.take(done) },
                 recv(timeout) -> _ => {}
@@ -70,6 +71,11 @@ impl Coordinator<'_> {
             for done in results.try_iter() {
                 self.take(done);
             }
+        }
+        // What the threads have in hand is counted before they are let go.
+        while self.outstanding > 0 {
+            let Ok(done) = results.recv() else { return };
+            self.take(done);
         }
     }
 
@@ -88,7 +94,7 @@ impl Coordinator<'_> {
             }
             Command::Wake(org) => match self.tasks.iter_mut().find(|task| task.org.id == org.id) {
                 Some(task) => task.wake(),
-                None => self.tasks.push_back(Task::new(&self.shared.engine, org)),
+                None => self.tasks.push_back(Task::new(org)),
             },
         }
         true
@@ -110,12 +116,19 @@ impl Coordinator<'_> {
         let engine = &self.shared.engine;
         let throttle = self.shared.throttle();
         let mut idle = 0;
+        let mut went = false;
+        let mut turns = self.tasks.len();
         let mut earliest: Option<Duration> = None;
         while idle < self.tasks.len() {
+            if turns == 0 && went {
+                // A long count must not keep commands waiting.
+                return Some(Duration::ZERO);
+            }
+            turns = turns.saturating_sub(1);
             let pause = self.pace.wait(now);
             if self.outstanding >= self.workers * 2 || !pause.is_zero() {
                 // The threads have enough: time to count, or to wait.
-                if self.tasks.iter_mut().any(|task| task.survey(engine)) {
+                if self.survey(&throttle, now) {
                     return Some(Duration::ZERO);
                 }
                 return (!pause.is_zero()).then_some(pause);
@@ -132,6 +145,7 @@ impl Coordinator<'_> {
                 }
                 Step::Went => {
                     idle = 0;
+                    went = true;
                     self.shared.report(task.org.id, task.report());
                 }
                 Step::Idle(until) => {
@@ -147,11 +161,19 @@ impl Coordinator<'_> {
                 }
             }
             self.tasks.push_back(task);
-            if idle == 0 && self.tasks.len() == 1 && self.outstanding == 0 {
-                // A long count of a single org must not keep commands waiting.
-                return Some(Duration::ZERO);
-            }
         }
         earliest
+    }
+
+    /// Counts a little for the time left; `false` if there is nothing to count, or no time for
+    /// it in the share that rotations have.
+    fn survey(&mut self, throttle: &Throttle, now: Instant) -> bool {
+        if throttle.is_share() && !self.pace.wait(now).is_zero() {
+            return false;
+        }
+        let engine = &self.shared.engine;
+        let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
+        self.pace.worked(now, throttle, now.elapsed(), self.workers);
+        surveyed
     }
 }

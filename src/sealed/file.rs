@@ -30,6 +30,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).map_err(|e| Error::io(during("writing"), e))?;
     file.sync_all().map_err(|e| Error::io(during("syncing"), e))?;
     drop(file);
+    // What can be refused for want of a descriptor is opened before the point of no return.
+    let folder = folder(path);
+    let dir = File::open(folder).map_err(|e| Error::io(during("opening the directory of"), e))?;
     failpoint::reach("keyring.written", "");
     if path.exists() {
         exchange(&new, path).map_err(|e| Error::io(during("exchanging"), e))?;
@@ -37,9 +40,18 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&new, path).map_err(|e| Error::io(during("renaming"), e))?;
     }
     failpoint::reach("keyring.exchanged", "");
-    sync_dir(path)?;
+    if let Err(error) = dir.sync_all() {
+        let path = path.display();
+        let why = format!(
+            "{path} was replaced, and after a power cut may be the old or the new one: {error}"
+        );
+        return Err(Error::SyncFailed { why });
+    }
     failpoint::reach("keyring.dir_synced", "");
-    discard(path)
+    if let Err(error) = discard(path) {
+        tracing::warn!(%error, "the replaced file is overwritten at the next change or open");
+    }
+    Ok(())
 }
 
 /// Overwrites and removes what a replacement left behind, finished or not.
@@ -62,12 +74,16 @@ pub(crate) fn discard(path: &Path) -> Result<()> {
     fs::remove_file(&old).map_err(|e| Error::io(during("removing"), e))
 }
 
-/// Makes the names in the directory of `path` durable.
-pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    let dir = match path.parent() {
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
-    };
+    }
+}
+
+/// Makes the names in the directory of `path` durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    let dir = folder(path);
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| Error::io(format!("syncing the directory {}", dir.display()), e))

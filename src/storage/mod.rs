@@ -4,7 +4,7 @@ mod sled;
 
 use std::ops::Bound;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub(crate) use self::sled::{SledOptions, SledStorage, Stored};
 
@@ -52,6 +52,12 @@ pub(crate) trait Storage: Send + Sync {
 
     /// Returns when every write that returned before would survive a power cut.
     fn sync(&self) -> Result<()>;
+
+    /// What stands against any further write, for good: a refused sync, a panic.
+    fn check_writable(&self) -> Result<()>;
+
+    /// Refuses every further write. Gives back what is refused with: the first reason.
+    fn stop_writing(&self, error: Error) -> Error;
 
     fn bytes_on_disk(&self) -> Result<u64>;
 }

@@ -2,13 +2,14 @@
 //! iterator can walk.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::ops::{Bound, Deref};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Pairs, Range, Space, Storage, Write};
@@ -41,13 +42,17 @@ pub(crate) struct SledStorage {
     system: sled::Tree,
     dir: PathBuf,
     durability: Mutex<Durability>,
+    /// The first panic of sled's, or the first sync that the disk refused.
+    broken: OnceLock<Error>,
 }
 
 /// What `sync` knows of sled's files.
 struct Durability {
     log: File,
-    blobs: HashSet<OsString>,
-    blobs_changed: Option<SystemTime>,
+    /// Blobs that were synced, with the length that they had before.
+    blobs: HashMap<OsString, u64>,
+    /// Time of the directory at a look that found every blob old and nothing new.
+    blobs_settled: Option<SystemTime>,
 }
 
 impl SledStorage {
@@ -64,7 +69,8 @@ impl SledStorage {
             .segment_size(segment_size(dir))
             .flush_every_ms(Some(millis));
         await_release(dir)?;
-        let (db, records, system) = guarded(dir, "opening the database", || {
+        forget_cached(dir)?;
+        let (db, records, system) = guarded(dir, "opening the database", None, || {
             let db = config.open()?;
             let records = db.open_tree("records")?;
             let system = db.open_tree("system")?;
@@ -72,9 +78,15 @@ impl SledStorage {
         })?;
         let log = File::open(dir.join("db"))
             .map_err(|e| Error::io(format!("opening {}", dir.join("db").display()), e))?;
-        let durability = Durability { log, blobs: HashSet::new(), blobs_changed: None };
-        let storage =
-            Self { db, records, system, dir: dir.to_owned(), durability: durability.into() };
+        let durability = Durability { log, blobs: HashMap::new(), blobs_settled: None };
+        let storage = Self {
+            db,
+            records,
+            system,
+            dir: dir.to_owned(),
+            durability: durability.into(),
+            broken: OnceLock::new(),
+        };
         storage.sync_names()?;
         Ok(storage)
     }
@@ -86,8 +98,24 @@ impl SledStorage {
         }
     }
 
-    fn guarded<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
-        guarded(&self.dir, during, f)
+    fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+        guarded(&self.dir, "reading", Some(&self.broken), f)
+    }
+
+    /// Refused once sled has panicked or a sync has failed: its accounts of what is free may be
+    /// half changed, and what is written then may go over what is needed.
+    fn writing<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+        self.check_writable()?;
+        guarded(&self.dir, during, Some(&self.broken), f)
+    }
+
+    /// An operating system forgets what it could not write, so a later sync that succeeds would
+    /// prove nothing.
+    fn refused(&self, path: &Path, error: &std::io::Error) -> Error {
+        let why = format!("{}: {error}", path.display());
+        note_refusal(&self.dir);
+        tracing::error!(why, "a sync failed; no more writes are taken");
+        self.broken.get_or_init(|| Error::SyncFailed { why }).clone()
     }
 
     /// sled creates `conf`, `db`, `blobs/` and snapshots and syncs no directory.
@@ -103,34 +131,48 @@ impl SledStorage {
         self.dir.parent().map_or(Ok(()), |parent| sync(parent.to_owned()))
     }
 
-    /// sled writes values above a quarter of a segment to files of their own and never syncs
-    /// them. The directory's time tells whether there are new ones.
+    /// sled writes pages above a quarter of a segment to files of their own and never syncs
+    /// them. It writes them in place, so a file may have been looked at while it still grew: one
+    /// that is longer than it was, or young, is synced again. While nothing is young, the
+    /// directory's time tells whether there are new ones.
     fn sync_blobs(&self, known: &mut Durability) -> Result<()> {
-        /// Coarsest step of a file system's clock that is reckoned with.
-        const CLOCK_STEP: Duration = Duration::from_secs(2);
+        /// Far above the steps of a file system's clock, and what one write of a blob takes.
+        const OLD: Duration = Duration::from_secs(10);
 
         let dir = self.dir.join("blobs");
-        let during = |e| Error::io(format!("syncing {}", dir.display()), e);
+        let during = |e| Error::io(format!("looking at {}", dir.display()), e);
         let changed = fs::metadata(&dir).and_then(|meta| meta.modified()).map_err(during)?;
-        if known.blobs_changed == Some(changed) {
+        if known.blobs_settled == Some(changed) {
             return Ok(());
         }
-        let mut present = HashSet::new();
+        let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > OLD);
+        let mut settled = is_old(changed);
+        let mut present = HashMap::new();
         for entry in fs::read_dir(&dir).map_err(during)? {
             let name = entry.map_err(during)?.file_name();
-            if !known.blobs.contains(&name) {
-                match File::open(dir.join(&name)).and_then(|blob| blob.sync_all()) {
-                    // Removed by sled since it was listed: nothing points to it any more.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                    outcome => outcome.map_err(during)?,
+            let path = dir.join(&name);
+            let meta = match fs::metadata(&path) {
+                Ok(meta) => meta,
+                // Removed by sled since it was listed: nothing points to it any more.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(during(e)),
+            };
+            settled &= is_old(meta.modified().map_err(during)?);
+            if known.blobs.get(&name) != Some(&meta.len()) {
+                settled = false;
+                match File::open(&path) {
+                    Ok(blob) => blob.sync_all().map_err(|e| self.refused(&path, &e))?,
+                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                    Err(e) => return Err(during(e)),
                 }
             }
-            present.insert(name);
+            present.insert(name, meta.len());
         }
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(during)?;
-        // A file made within the same step of the clock would not change the time again.
-        let settled = changed.elapsed().is_ok_and(|age| age > CLOCK_STEP);
-        known.blobs_changed = settled.then_some(changed);
+        if present.keys().any(|name| !known.blobs.contains_key(name)) {
+            let opened = File::open(&dir).map_err(during)?;
+            opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
+        }
+        known.blobs_settled = settled.then_some(changed);
         known.blobs = present;
         Ok(())
     }
@@ -139,12 +181,12 @@ impl SledStorage {
 impl Storage for SledStorage {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Stored>> {
         let tree = self.tree(space);
-        self.guarded("reading", || Ok(tree.get(escape(key))?.map(Stored)))
+        self.reading(|| Ok(tree.get(escape(key))?.map(Stored)))
     }
 
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
         let tree = self.tree(space);
-        self.guarded("writing", || {
+        self.writing("writing", || {
             match value {
                 Some(value) => tree.insert(escape(key), value)?,
                 None => tree.remove(escape(key))?,
@@ -161,7 +203,7 @@ impl Storage for SledStorage {
         new: Option<Vec<u8>>,
     ) -> Result<bool> {
         let tree = self.tree(space);
-        self.guarded("writing", || Ok(tree.compare_and_swap(escape(key), old, new)?.is_ok()))
+        self.writing("writing", || Ok(tree.compare_and_swap(escape(key), old, new)?.is_ok()))
     }
 
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()> {
@@ -174,7 +216,7 @@ impl Storage for SledStorage {
             }
         }
         let tree = self.tree(space);
-        self.guarded("writing a batch", || tree.apply_batch(batch))
+        self.writing("writing a batch", || tree.apply_batch(batch))
     }
 
     fn scan(&self, space: Space, (from, to): Range) -> Pairs {
@@ -182,7 +224,7 @@ impl Storage for SledStorage {
         let tree = self.tree(space);
         let (from, to) = (bound(from), bound(to));
         let dir = self.dir.clone();
-        match guarded(&dir, "scanning", || Ok(tree.range((from, to)))) {
+        match guarded(&dir, "scanning", None, || Ok(tree.range((from, to)))) {
             Ok(iter) => Box::new(Scan { iter: Some(iter), dir }),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
@@ -191,14 +233,22 @@ impl Storage for SledStorage {
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
     /// `pagecache/iobuf.rs`), so the log is synced here, after the files that it points to.
     fn sync(&self) -> Result<()> {
-        self.guarded("flushing", || self.db.flush())?;
+        self.writing("flushing", || self.db.flush())?;
         let mut known = self.durability.lock().unwrap_or_else(PoisonError::into_inner);
         self.sync_blobs(&mut known)?;
-        known.log.sync_data().map_err(|e| Error::io("syncing the database's log", e))
+        known.log.sync_data().map_err(|e| self.refused(&self.dir.join("db"), &e))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.broken.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn stop_writing(&self, error: Error) -> Error {
+        self.broken.get_or_init(|| error).clone()
     }
 
     fn bytes_on_disk(&self) -> Result<u64> {
-        self.guarded("sizing the database", || self.db.size_on_disk())
+        self.reading(|| self.db.size_on_disk())
     }
 }
 
@@ -213,7 +263,7 @@ impl Scan {
         step: impl FnOnce(&mut sled::Iter) -> Option<sled::Result<(sled::IVec, sled::IVec)>>,
     ) -> Option<Result<(Vec<u8>, Stored)>> {
         let iter = self.iter.as_mut()?;
-        let next = guarded(&self.dir, "scanning", || step(iter).transpose());
+        let next = guarded(&self.dir, "scanning", None, || step(iter).transpose());
         if !matches!(next, Ok(Some(_))) {
             self.iter = None;
         }
@@ -244,7 +294,7 @@ fn await_release(dir: &Path) -> Result<()> {
     let path = dir.join("db");
     let log = match File::open(&path) {
         Ok(log) => log,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io(format!("opening {}", path.display()), e)),
     };
     let start = Instant::now();
@@ -274,9 +324,48 @@ fn segment_size(dir: &Path) -> usize {
     lines.next().and_then(|size| size.parse().ok()).unwrap_or(DEFAULT)
 }
 
-/// Runs `f`; sled's errors and panics become ours. sled's locks do not poison, so going on
-/// after a panic is safe for this process; the data is as sled left it.
-fn guarded<T>(dir: &Path, during: &str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+/// Where a refused sync is noted. Like the pages that the disk did not take, the note may live
+/// only in the system's cache: as long as those would be believed, it is seen.
+fn refusal_note(dir: &Path) -> PathBuf {
+    dir.join("sync-failed")
+}
+
+fn note_refusal(dir: &Path) {
+    // The disk is failing: where even this cannot be noted, nothing more can be done.
+    let _ = File::create(refusal_note(dir));
+}
+
+/// After a refused sync, makes sled read what the disk really holds and not what the system
+/// still has in its cache.
+fn forget_cached(dir: &Path) -> Result<()> {
+    let note = refusal_note(dir);
+    if !note.exists() {
+        return Ok(());
+    }
+    tracing::warn!(dir = %dir.display(), "the last sync failed; reading from the disk itself");
+    let during =
+        |e: std::io::Error| Error::io(format!("dropping the cache of {}", dir.display()), e);
+    for folder in [dir.to_owned(), dir.join("blobs")] {
+        for entry in fs::read_dir(folder).map_err(during)? {
+            let path = entry.map_err(during)?.path();
+            if path.is_file() {
+                let file = File::open(path).map_err(during)?;
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+                    .map_err(|e| during(e.into()))?;
+            }
+        }
+    }
+    fs::remove_file(note).map_err(during)
+}
+
+/// Runs `f`; sled's errors and panics become ours. sled's locks do not poison, so reading may go
+/// on after a panic; `broken` notes it for those who write.
+fn guarded<T>(
+    dir: &Path,
+    during: &str,
+    broken: Option<&OnceLock<Error>>,
+    f: impl FnOnce() -> sled::Result<T>,
+) -> Result<T> {
     let damaged = |why: String| Error::StorageDamaged { path: dir.to_owned(), why };
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(done)) => Ok(done),
@@ -288,7 +377,11 @@ fn guarded<T>(dir: &Path, during: &str, f: impl FnOnce() -> sled::Result<T>) -> 
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(damaged(format!("{during}, sled panicked: {text}")))
+            let error = damaged(format!("{during}, sled panicked: {text}"));
+            if let Some(broken) = broken {
+                broken.get_or_init(|| error.clone());
+            }
+            Err(error)
         }
     }
 }
@@ -351,6 +444,48 @@ mod tests {
         }
     }
 
+    #[test]
+    fn after_a_panic_or_a_refused_sync_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let storage = SledStorage::open(&path, &options()).unwrap();
+        storage.put(Space::Records, b"a", Some(vec![1])).unwrap();
+        storage.sync().unwrap();
+        let refused = storage.refused(&path, &ErrorKind::Other.into());
+        assert!(matches!(refused, Error::SyncFailed { .. }));
+        assert!(storage.put(Space::Records, b"b", Some(vec![1])).is_err());
+        assert!(storage.compare_and_swap(Space::Records, b"a", None, None).is_err());
+        assert!(storage.apply(Space::Records, Vec::new()).is_err());
+        assert!(storage.sync().is_err());
+        assert!(storage.get(Space::Records, b"a").unwrap().is_some(), "reading goes on");
+        assert!(refusal_note(&path).exists());
+        drop(storage);
+        let storage = SledStorage::open(&path, &options()).unwrap();
+        assert!(!refusal_note(&path).exists());
+        assert!(storage.get(Space::Records, b"a").unwrap().is_some());
+        let panicked: Result<()> = storage.reading(|| panic!("on purpose"));
+        assert!(panicked.is_err());
+        assert!(matches!(storage.sync(), Err(Error::StorageDamaged { .. })));
+    }
+
+    /// sled writes blobs in place: one that was looked at half-written is looked at again.
+    #[test]
+    fn a_blob_that_grew_is_synced_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let storage = SledStorage::open(&path, &options()).unwrap();
+        let blob = path.join("blobs/1");
+        let known = |storage: &SledStorage| {
+            storage.sync().unwrap();
+            let known = storage.durability.lock().unwrap();
+            (known.blobs.get(blob.file_name().unwrap()).copied(), known.blobs_settled.is_some())
+        };
+        fs::write(&blob, [1; 100]).unwrap();
+        assert_eq!(known(&storage), (Some(100), false));
+        fs::write(&blob, [1; 300]).unwrap();
+        assert_eq!(known(&storage), (Some(300), false), "still young");
+    }
+
     /// Found by the fuzzer: sled holds its lock a little longer than its handles live.
     #[test]
     fn a_database_that_was_just_dropped_opens_again() {
@@ -394,10 +529,10 @@ mod tests {
     #[test]
     fn panics_and_errors_of_sled_become_errors() {
         let dir = Path::new("somewhere");
-        let panicked = guarded::<()>(dir, "reading", || panic!("at segment {}", 7));
+        let panicked = guarded::<()>(dir, "reading", None, || panic!("at segment {}", 7));
         assert!(panicked.unwrap_err().to_string().contains("sled panicked: at segment 7"));
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let full = guarded::<()>(dir, "writing", || Err(sled::Error::Io(full)));
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        let full = guarded::<()>(dir, "writing", None, || Err(sled::Error::Io(full)));
         assert!(matches!(full, Err(Error::DiskFull { .. })));
     }
 

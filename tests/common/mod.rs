@@ -1,12 +1,13 @@
 //! What the tests share: a store in a temporary directory that can be closed and reopened.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
-use byokv::{KeyMaterial, Options, Org, OrgPolicy, Result, RootKey, Store};
+use byokv::{Certificate, KeyMaterial, Options, Org, OrgPolicy, Result, RootKey, Rotation, Store};
 
 /// Base64 text of 32 random bytes, as `openssl rand -base64 32` prints it.
 pub(crate) fn key_text() -> String {
@@ -18,6 +19,18 @@ pub(crate) fn key_text() -> String {
 
 pub(crate) fn material(text: &str) -> KeyMaterial {
     KeyMaterial::from_base64(text).unwrap()
+}
+
+pub(crate) trait Ended {
+    /// Waits for the certificate, but not for ever.
+    fn ended(&self) -> Certificate;
+}
+
+impl Ended for Rotation {
+    fn ended(&self) -> Certificate {
+        let ended = self.wait_timeout(Duration::from_secs(30)).unwrap();
+        ended.unwrap_or_else(|| panic!("does not end: {}", self.progress()))
+    }
 }
 
 pub(crate) struct Place {
