@@ -1,0 +1,281 @@
+//! `byokv import` and `export`: JSON Lines and dotenv.
+
+use std::cell::Cell;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use byokv::{MAX_NAME_LEN, MAX_VALUE_LEN, Org};
+use clap::{Args, ValueEnum};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::Context;
+use super::failure::{Failure, Result};
+use super::secret::{self, Output, Secret};
+use super::ui;
+
+#[derive(Args)]
+pub(super) struct Import {
+    /// Name of the org
+    org: String,
+    /// What the file is written in
+    #[arg(long, value_enum)]
+    format: Format,
+    /// Put this before every name
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// The file; `-` and the default are stdin
+    file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct Export {
+    /// Name of the org
+    org: String,
+    /// What to write
+    #[arg(long, value_enum)]
+    format: Format,
+    /// Only names that start so
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// Leave the prefix out of the names
+    #[arg(long)]
+    strip_prefix: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// JSON Lines: {"name": …, "value": …}, or name_base64, value_base64 for what is not UTF-8
+    Jsonl,
+    /// NAME="value", as dotenv files have it; `$` must be escaped or in single quotes
+    Dotenv,
+}
+
+/// A record of JSON Lines.
+pub(super) struct Line<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) value: Option<&'a [u8]>,
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let mut entry = |text, base64, bytes| match str::from_utf8(bytes) {
+            Ok(plain) => map.serialize_entry(text, plain),
+            Err(_) => map.serialize_entry(base64, &*Zeroizing::new(STANDARD.encode(bytes))),
+        };
+        entry("name", "name_base64", self.name)?;
+        if let Some(value) = self.value {
+            entry("value", "value_base64", value)?;
+        }
+        map.end()
+    }
+}
+
+/// The same, read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    name: Option<Text>,
+    name_base64: Option<Text>,
+    value: Option<Text>,
+    value_base64: Option<Text>,
+}
+
+/// Wiped when dropped.
+struct Text(Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+type Records = Vec<(Vec<u8>, Secret)>;
+
+impl Import {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let content = secret::read(self.file.as_deref(), u64::MAX)?;
+        let prefix = self.prefix.as_bytes();
+        // Everything is read before anything is written.
+        let records = match self.format {
+            Format::Jsonl => from_lines(&content, prefix)?,
+            Format::Dotenv => from_dotenv(&content, prefix)?,
+        };
+        drop(content);
+        context.with_store(|store| {
+            let org = store.org(&self.org)?;
+            let mut written = 0;
+            write(&org, &records, &mut written).and_then(|()| store.sync()).map_err(|error| {
+                let of = ui::records(records.len() as u64);
+                context.ui.warn(format_args!("{written} of {of} were written before the error"));
+                error.into()
+            })
+        })?;
+        let count = records.len() as u64;
+        context.ui.done(
+            &json!({"org": self.org, "records": count}),
+            format_args!("{} imported", ui::records(count)),
+        )
+    }
+}
+
+/// In batches, each of which is written whole or not at all.
+fn write(org: &Org, records: &Records, written: &mut u64) -> byokv::Result<()> {
+    const RECORDS: usize = 1000;
+    const BYTES: usize = 8 << 20;
+    let mut left = &records[..];
+    while !left.is_empty() {
+        let (mut batch, mut count, mut bytes) = (org.batch(), 0, 0);
+        while let Some((name, value)) = left.get(count)
+            && count < RECORDS
+            && bytes < BYTES
+        {
+            batch = batch.put(name, &**value);
+            (count, bytes) = (count + 1, bytes + value.len());
+        }
+        batch.commit()?;
+        *written += count as u64;
+        left = &left[count..];
+    }
+    Ok(())
+}
+
+fn refused(line: u64, why: &str) -> Failure {
+    Failure::Failed(format!("line {line}: {why}; nothing was written"))
+}
+
+fn checked(line: u64, prefix: &[u8], name: &[u8], value: Secret) -> Result<(Vec<u8>, Secret)> {
+    let name = [prefix, name].concat();
+    if name.is_empty() || name.len() > MAX_NAME_LEN {
+        return Err(refused(line, &format!("a name has 1 to {MAX_NAME_LEN} bytes")));
+    }
+    if value.len() > MAX_VALUE_LEN {
+        return Err(refused(line, &format!("a value has at most {MAX_VALUE_LEN} bytes")));
+    }
+    Ok((name, value))
+}
+
+fn from_lines(content: &[u8], prefix: &[u8]) -> Result<Records> {
+    let mut records = Vec::new();
+    for (number, line) in (1..).zip(content.split(|byte| *byte == b'\n')) {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        // serde_json's own message may quote a value.
+        let fields: Fields = serde_json::from_slice(line).map_err(|error| {
+            let why = if error.is_data() {
+                "not an object of strings: name or name_base64, and value or value_base64"
+                    .to_owned()
+            } else {
+                format!("not JSON from column {}", error.column())
+            };
+            refused(number, &why)
+        })?;
+        let name = bytes(number, "name", fields.name, fields.name_base64)?;
+        let value = bytes(number, "value", fields.value, fields.value_base64)?;
+        records.push(checked(number, prefix, &name, value)?);
+    }
+    Ok(records)
+}
+
+fn bytes(line: u64, field: &str, text: Option<Text>, base64: Option<Text>) -> Result<Secret> {
+    match (text, base64) {
+        (Some(text), None) => Ok(Zeroizing::new(text.0.as_bytes().to_vec())),
+        (None, Some(text)) => STANDARD
+            .decode(text.0.as_bytes())
+            .map(Zeroizing::new)
+            .map_err(|_| refused(line, &format!("{field}_base64 is not base64"))),
+        _ => Err(refused(line, &format!("one of {field} and {field}_base64 is needed"))),
+    }
+}
+
+/// Hands out one line at each read, so that it is known which line is read.
+struct ByLine<'a> {
+    rest: &'a [u8],
+    read: &'a Cell<(u64, u64)>,
+}
+
+impl Read for ByLine<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let end = self.rest.iter().position(|byte| *byte == b'\n');
+        let line = &self.rest[..end.map_or(self.rest.len(), |end| end + 1)];
+        let read = (&line[..]).read(into)?;
+        let (lines, dollars) = self.read.get();
+        let comment = line.trim_ascii_start().starts_with(b"#");
+        let found = into[..read].iter().filter(|byte| **byte == b'$' && !comment).count();
+        let ended = u64::from(read == line.len() && read > 0);
+        self.read.set((lines + ended, dollars + found as u64));
+        self.rest = &self.rest[read..];
+        Ok(read)
+    }
+}
+
+fn from_dotenv(content: &[u8], prefix: &[u8]) -> Result<Records> {
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    let read = Cell::new((0, 0));
+    let mut records = Vec::new();
+    for pair in dotenvy::from_read_iter(ByLine { rest: content, read: &read }) {
+        let (line, dollars) = read.replace((read.get().0, 0));
+        // dotenvy's own message quotes the value.
+        let (name, value) = pair.map_err(|_| refused(line, "not a line of a dotenv file"))?;
+        let value = Zeroizing::new(value.into_bytes());
+        // A secret must not depend on what is in our environment, nor lose its second half.
+        if dollars != value.iter().filter(|byte| **byte == b'$').count() as u64 {
+            let why = r"a `$` would be replaced; write `\$`, or use single quotes";
+            return Err(refused(line, why));
+        }
+        records.push(checked(line, prefix, name.as_bytes(), value)?);
+    }
+    Ok(records)
+}
+
+impl Export {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let mut count = 0;
+        context.with_store(|store| {
+            let mut out = Output::new()?;
+            for record in store.org(&self.org)?.scan(&self.prefix) {
+                let record = record?;
+                let strip = if self.strip_prefix { self.prefix.len() } else { 0 };
+                let name = record.name.get(strip..).unwrap_or_default();
+                match self.format {
+                    Format::Jsonl => out.json(&Line { name, value: Some(&record.value) })?,
+                    Format::Dotenv => out.write_all(&to_dotenv(name, &record.value)?)?,
+                }
+                count += 1;
+            }
+            out.finish()
+        })?;
+        context.ui.note(format_args!("{} exported", ui::records(count)));
+        Ok(())
+    }
+}
+
+/// One line, if it reads back as it is.
+fn to_dotenv(name: &[u8], value: &[u8]) -> Result<Secret> {
+    let mut line = Zeroizing::new(Vec::with_capacity(name.len() + 2 * value.len() + 4));
+    line.extend_from_slice(name);
+    line.extend_from_slice(b"=\"");
+    for &byte in value {
+        match byte {
+            b'\\' | b'"' | b'$' => line.extend_from_slice(&[b'\\', byte]),
+            b'\n' => line.extend_from_slice(b"\\n"),
+            _ => line.push(byte),
+        }
+    }
+    line.extend_from_slice(b"\"\n");
+    match from_dotenv(&line, b"").as_deref() {
+        Ok([(read, back)]) if read == name && **back == *value => Ok(line),
+        _ => Err(Failure::Failed(format!(
+            "the record \"{}\" cannot be a line of a dotenv file: the name must be letters, \
+             digits, `_` and `.`, the value UTF-8; use --format jsonl, or --prefix with \
+             --strip-prefix",
+            ui::visible(name)
+        ))),
+    }
+}
