@@ -1,6 +1,7 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -108,7 +109,7 @@ fn mode(report: &mut Report, what: &'static str, _: &Path, _: u32) {
 /// A rotation writes every record anew before sled reuses the space.
 #[cfg(unix)]
 fn space(report: &mut Report, data: &Path) {
-    let files = fs::read_dir(data.join("db")).into_iter().flatten().filter_map(|e| e.ok());
+    let files = fs::read_dir(data.join("db")).into_iter().flatten().filter_map(io::Result::ok);
     let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
     match rustix::fs::statvfs(data) {
         Ok(disk) => {

@@ -157,9 +157,10 @@ impl Suspend {
             held.iter().filter_map(|(version, _)| census.by_version.get(version)).sum();
         if !held.is_empty() {
             ui.note(format_args!(
-                "{} of org \"{org}\" become unreadable, and nothing can be written to it, until \
+                "{} of org \"{org}\" {} unreadable, and nothing can be written to it, until \
                  `byokv key resume` gets back",
-                ui::records(unreadable)
+                ui::records(unreadable),
+                if unreadable == 1 { "becomes" } else { "become" },
             ));
             for (version, fingerprint) in &held {
                 ui.note(format_args!("  {version}, fingerprint {fingerprint}"));

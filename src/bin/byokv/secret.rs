@@ -98,7 +98,7 @@ pub(super) fn generate() -> Result<(Zeroizing<String>, KeyMaterial)> {
     rand::rngs::SysRng
         .try_fill_bytes(&mut *bytes)
         .map_err(|e| Failure::Failed(format!("the system's random source failed: {e}")))?;
-    let text = Zeroizing::new(STANDARD.encode(&*bytes));
+    let text = Zeroizing::new(STANDARD.encode(bytes.as_slice()));
     let material = KeyMaterial::from_base64(&text)?;
     Ok((text, material))
 }
@@ -107,11 +107,13 @@ pub(super) fn generate() -> Result<(Zeroizing<String>, KeyMaterial)> {
 pub(super) fn generate_file(path: &Path) -> Result<KeyMaterial> {
     let (mut text, material) = generate()?;
     let failed = |e: io::Error| {
-        let why = match e.kind() {
-            io::ErrorKind::AlreadyExists => "exists already; nothing was changed".to_owned(),
-            _ => e.to_string(),
-        };
-        Failure::Failed(format!("the key file {}: {why}", path.display()))
+        let file = path.display();
+        Failure::Failed(match e.kind() {
+            io::ErrorKind::AlreadyExists => {
+                format!("the file {file} exists already; nothing was changed")
+            }
+            _ => format!("writing the key file {file}: {e}"),
+        })
     };
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

@@ -194,10 +194,23 @@ fn bytes(line: u64, field: &str, text: Option<Text>, base64: Option<Text>) -> Re
     }
 }
 
+/// What dotenvy has read since its last record.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    lines: u64,
+    /// The first line that is of a record.
+    first: Option<u64>,
+    dollars: usize,
+}
+
 /// Hands out one line at each read, so that it is known which line is read.
 struct ByLine<'a> {
     rest: &'a [u8],
-    read: &'a Cell<(u64, u64)>,
+    seen: &'a Cell<Seen>,
+}
+
+fn dollars(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'$').count()
 }
 
 impl Read for ByLine<'_> {
@@ -205,27 +218,32 @@ impl Read for ByLine<'_> {
         let end = self.rest.iter().position(|byte| *byte == b'\n');
         let line = &self.rest[..end.map_or(self.rest.len(), |end| end + 1)];
         let read = (&line[..]).read(into)?;
-        let (lines, dollars) = self.read.get();
-        let comment = line.trim_ascii_start().starts_with(b"#");
-        let found = into[..read].iter().filter(|byte| **byte == b'$' && !comment).count();
-        let ended = u64::from(read == line.len() && read > 0);
-        self.read.set((lines + ended, dollars + found as u64));
+        let mut seen = self.seen.get();
+        let text = line.trim_ascii_start();
+        if seen.first.is_some() || !(text.is_empty() || text.starts_with(b"#")) {
+            seen.first = seen.first.or(Some(seen.lines + 1));
+            seen.dollars += dollars(&into[..read]);
+        }
+        seen.lines += u64::from(read == line.len() && read > 0);
+        self.seen.set(seen);
         self.rest = &self.rest[read..];
         Ok(read)
     }
 }
 
 fn from_dotenv(content: &[u8], prefix: &[u8]) -> Result<Records> {
-    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-    let read = Cell::new((0, 0));
+    let rest = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    let seen = Cell::new(Seen::default());
     let mut records = Vec::new();
-    for pair in dotenvy::from_read_iter(ByLine { rest: content, read: &read }) {
-        let (line, dollars) = read.replace((read.get().0, 0));
+    for pair in dotenvy::from_read_iter(ByLine { rest, seen: &seen }) {
+        let Seen { lines, first, dollars: read } = seen.get();
+        seen.set(Seen { lines, ..Seen::default() });
+        let line = first.unwrap_or(lines);
         // dotenvy's own message quotes the value.
         let (name, value) = pair.map_err(|_| refused(line, "not a line of a dotenv file"))?;
         let value = Zeroizing::new(value.into_bytes());
         // A secret must not depend on what is in our environment, nor lose its second half.
-        if dollars != value.iter().filter(|byte| **byte == b'$').count() as u64 {
+        if read != dollars(&value) {
             let why = r"a `$` would be replaced; write `\$`, or use single quotes";
             return Err(refused(line, why));
         }

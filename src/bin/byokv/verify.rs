@@ -50,7 +50,7 @@ impl Verify {
             };
             let mut findings = Findings::default();
             for org in &orgs {
-                let records = findings.count(store, org.name())?;
+                let records = findings.count(store, org.name(), self.deep)?;
                 if self.deep {
                     findings.open(ui, org, records)?;
                 }
@@ -71,49 +71,42 @@ impl Findings {
         self.faults.push((org.to_owned(), record, why.into()));
     }
 
-    /// By headers alone. Returns how many records there are.
-    fn count(&mut self, store: &Store, name: &str) -> Result<u64> {
+    /// By headers alone. Returns how many records there are. `deep` names each bad record later.
+    fn count(&mut self, store: &Store, name: &str, deep: bool) -> Result<u64> {
         // Before the count: a rotation may end meanwhile, but none begins.
         let org = store.keys().status(name)?;
         let census = store.keys().census(name)?;
+        let mut faults = Vec::new();
         for (&version, &records) in &census.by_version {
             let key = org.versions.iter().find(|key| key.version == version);
-            let state = key.map(|key| key.state);
-            let many = ui::records(records);
-            match state {
-                None => {
-                    self.fault(name, None, format!("{many} under {version}, never a key of it"))
-                }
-                Some(KeyState::Retired) => self.fault(
-                    name,
-                    None,
-                    format!(
-                        "{many} under {version}, which is retired: from an older copy of the data"
-                    ),
-                ),
-                Some(_) => {}
-            }
-            let state = state.map_or_else(|| "unknown".to_owned(), |state| state.to_string());
+            let state = key.map_or_else(|| "unknown".to_owned(), |key| key.state.to_string());
+            let why = match key.map(|key| key.state) {
+                None => Some("which it never had"),
+                Some(KeyState::Retired) => Some("which is retired: from an older copy of the data"),
+                Some(_) => None,
+            };
+            faults.extend(why.map(|why| (records, format!("under {version}, {why}"))));
             let (org, under) = (name.to_owned(), version.to_string());
             self.counts.push(Count { org, under, state, records });
+        }
+        if census.malformed > 0 {
+            let why = "whose header is damaged or names another org".to_owned();
+            faults.push((census.malformed, why));
+        }
+        if deep {
+            faults.clear();
         }
         for (&suite, &records) in &census.by_suite {
             let current = suite == org.suite;
             if !current && !org.rotating {
-                let many = ui::records(records);
-                self.fault(
-                    name,
-                    None,
-                    format!("{many} under {suite}, and no rotation is under way"),
-                );
+                faults.push((records, format!("under {suite}, and no rotation is under way")));
             }
             let state = if current { "current" } else { "replaced" }.to_owned();
             let (org, under) = (name.to_owned(), suite.to_string());
             self.counts.push(Count { org, under, state, records });
         }
-        if census.malformed > 0 {
-            let many = ui::records(census.malformed);
-            self.fault(name, None, format!("{many} whose header is damaged or of another org"));
+        for (records, why) in faults {
+            self.fault(name, None, format!("{} {why}", ui::records(records)));
         }
         Ok(census.total())
     }
