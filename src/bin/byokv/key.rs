@@ -156,17 +156,20 @@ impl Suspend {
         let unreadable: u64 =
             held.iter().filter_map(|(version, _)| census.by_version.get(version)).sum();
         if !held.is_empty() {
-            ui.note(format_args!(
+            let mut what = format!(
                 "{} of org \"{org}\" {} unreadable, and nothing can be written to it, until \
                  `byokv key resume` gets back",
                 ui::records(unreadable),
                 if unreadable == 1 { "becomes" } else { "become" },
-            ));
+            );
             for (version, fingerprint) in &held {
-                ui.note(format_args!("  {version}, fingerprint {fingerprint}"));
+                what += &format!("\n  {version}, fingerprint {fingerprint}");
             }
-            if !yes {
-                ask(&org)?;
+            if !yes && io::stdin().is_terminal() {
+                ask(&org, &what)?;
+            } else {
+                ui.note(what);
+                confirmed(yes)?;
             }
         }
         let suspended = store.keys().suspend(&org)?;
@@ -178,11 +181,13 @@ impl Suspend {
     }
 }
 
-fn ask(org: &str) -> Result {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage("nothing was changed; add --yes to go on".to_owned()));
-    }
-    write!(io::stderr(), "Name the org to go on: ")?;
+fn confirmed(yes: bool) -> Result {
+    let how = || Failure::Usage("nothing was changed; add --yes to go on".to_owned());
+    yes.then_some(()).ok_or_else(how)
+}
+
+fn ask(org: &str, what: &str) -> Result {
+    write!(io::stderr(), "{what}\nName the org to go on: ")?;
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin()

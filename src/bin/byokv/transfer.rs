@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::Context;
 use super::failure::{Failure, Result};
 use super::secret::{self, Output, Secret};
-use super::ui;
+use super::ui::{self, Bar};
 
 #[derive(Args)]
 pub(super) struct Import {
@@ -109,8 +109,8 @@ impl Import {
         drop(content);
         context.with_store(|store| {
             let org = store.org(&self.org)?;
-            let mut written = 0;
-            write(&org, &records, &mut written).and_then(|()| store.sync()).map_err(|error| {
+            let (mut written, bar) = (0, context.ui.bar());
+            write(&org, &records, &mut written, &bar).and_then(|()| store.sync()).map_err(|error| {
                 let of = ui::records(records.len() as u64);
                 context.ui.warn(format_args!("{written} of {of} were written before the error"));
                 error.into()
@@ -125,7 +125,7 @@ impl Import {
 }
 
 /// In batches, each of which is written whole or not at all.
-fn write(org: &Org, records: &Records, written: &mut u64) -> byokv::Result<()> {
+fn write(org: &Org, records: &Records, written: &mut u64, bar: &Bar) -> byokv::Result<()> {
     const RECORDS: usize = 1000;
     const BYTES: usize = 8 << 20;
     let mut left = &records[..];
@@ -140,6 +140,7 @@ fn write(org: &Org, records: &Records, written: &mut u64) -> byokv::Result<()> {
         }
         batch.commit()?;
         *written += count as u64;
+        bar.count("writing", *written, records.len() as u64);
         left = &left[count..];
     }
     Ok(())

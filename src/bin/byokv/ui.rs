@@ -87,7 +87,7 @@ impl Ui {
     pub(super) fn bar(self) -> Bar {
         let terminal = io::stderr().is_terminal();
         let bar = (terminal && !self.quiet).then(|| {
-            let style = ProgressStyle::with_template("{prefix:26} {bar:28} {pos}/{len} {msg}");
+            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(1).with_style(style)
         });
@@ -106,10 +106,10 @@ impl Bar {
     pub(super) fn show(&mut self, progress: &Progress) {
         const BETWEEN_LINES: Duration = Duration::from_secs(5);
         if let Some(bar) = &self.bar {
-            bar.set_length(progress.total.unwrap_or(progress.scanned + 1));
-            bar.set_position(progress.scanned);
             bar.set_prefix(format!("{}: {}", progress.org, progress.phase));
             bar.set_message(speed(progress));
+            bar.set_length(progress.total.unwrap_or(progress.scanned + 1));
+            bar.set_position(progress.scanned);
         }
         let due = self
             .last
@@ -123,9 +123,9 @@ impl Bar {
     /// For work of our own.
     pub(super) fn count(&self, what: &str, done: u64, of: u64) {
         if let Some(bar) = &self.bar {
+            bar.set_prefix(what.to_owned());
             bar.set_length(of);
             bar.set_position(done);
-            bar.set_prefix(what.to_owned());
             let left = humantime::format_duration(Duration::from_secs(bar.eta().as_secs()));
             bar.set_message(format!("{:.0}/s, {left} left", bar.per_sec()));
         }

@@ -124,7 +124,9 @@ impl Findings {
                 }
                 Err(error) => return Err(error.into()),
             }
-            bar.count(org.name(), done, records);
+            if done % 64 == 0 {
+                bar.count(org.name(), done, records);
+            }
         }
         Ok(())
     }
