@@ -162,6 +162,40 @@ fn exports_import_as_they_were() {
 }
 
 #[test]
+fn imports_take_what_other_systems_write() {
+    let shell = Shell::new();
+    shell.fine("org create acme");
+    for (format, content) in [
+        (
+            "jsonl",
+            "\u{feff}{\"name\":\"A\",\"value\":\"1\"}\r\n\r\n{\"value\":\"\",\"name\":\"B\"}",
+        ),
+        ("dotenv", "\u{feff}A=1\r\n\r\n# c $A\r\nexport B=\"\" # b\r\n"),
+    ] {
+        let line = format!("import acme --format {format}");
+        let output = shell.run(&line, content.as_bytes());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "2 records imported\n", "{format}");
+        assert_eq!([shell.fine("get acme A"), shell.fine("get acme B")], ["1", ""]);
+        shell.fine("delete acme A");
+        shell.fine("delete acme B");
+    }
+}
+
+/// Not on a terminal, so no bars: lines on stderr, and nothing at all with `--quiet`.
+#[test]
+fn progress_is_on_stderr_and_can_be_silenced() {
+    let shell = Shell::new();
+    common::filled(&shell.open(), "acme", 500);
+    let output = shell.run("key rotate acme", b"");
+    let progress = String::from_utf8(output.stderr).unwrap();
+    assert!(progress.lines().all(|line| line.starts_with("acme: ")), "{progress}");
+    assert!(!progress.is_empty());
+    assert!(output.stdout.starts_with(b"Certificate of retirement"));
+    assert_eq!(shell.refused("key rotate acme --quiet", b""), (0, String::new()));
+    assert_eq!(shell.refused("key rotate acme --json", b""), (0, String::new()));
+}
+
+#[test]
 fn a_bad_line_is_named_without_its_value_and_nothing_is_written() {
     let shell = Shell::new();
     shell.fine("org create acme");

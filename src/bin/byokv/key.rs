@@ -13,9 +13,16 @@ use super::org::{SuiteName, keys};
 use super::ui::{self, Ui};
 use super::{rotation, secret};
 
+const PROVISION: &str = "\
+A key is what `openssl rand -base64 32` prints. New values use it at once; when every record from
+before is re-encrypted, the key before is destroyed, and the certificate that says so is printed:
+
+  byokv key provision acme --expect-fingerprint 0846f66a2cc1aa4c2ccfbf83104049a4 < acme.key";
+
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Give an org the key that it brought, and re-encrypt its records
+    #[command(after_help = PROVISION)]
     Provision(Provision),
     /// Replace an org's platform key by a new one
     Rotate(Begin),

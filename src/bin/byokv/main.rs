@@ -4,6 +4,7 @@
 
 mod certificate;
 mod doctor;
+mod dotenv;
 mod failure;
 mod key;
 mod org;

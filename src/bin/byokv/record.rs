@@ -47,7 +47,7 @@ pub(super) struct List {
     /// Name of the org
     org: String,
     /// Only names that start so
-    #[arg(default_value = "")]
+    #[arg(default_value = "", hide_default_value = true)]
     prefix: OsString,
 }
 

@@ -132,10 +132,10 @@ fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
 pub(super) fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<Certificate> {
     let mut bar = ui.bar();
     loop {
+        bar.show(&rotation.progress());
         if let Some(certificate) = rotation.wait_timeout(Duration::from_millis(100))? {
             return Ok(certificate);
         }
-        bar.show(&rotation.progress());
         not_suspended(store, rotation)?;
     }
 }

@@ -1,7 +1,6 @@
-//! `byokv import` and `export`: JSON Lines and dotenv.
+//! `byokv import` and `export`, and their JSON Lines.
 
-use std::cell::Cell;
-use std::io::{self, Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -14,6 +13,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::Context;
+use super::dotenv;
 use super::failure::{Failure, Result};
 use super::secret::{self, Output, Secret};
 use super::ui::{self, Bar};
@@ -26,7 +26,7 @@ pub(super) struct Import {
     #[arg(long, value_enum)]
     format: Format,
     /// Put this before every name
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
     /// The file; `-` and the default are stdin
     file: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub(super) struct Export {
     #[arg(long, value_enum)]
     format: Format,
     /// Only names that start so
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
     /// Leave the prefix out of the names
     #[arg(long)]
@@ -95,16 +95,18 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-type Records = Vec<(Vec<u8>, Secret)>;
+pub(super) type Records = Vec<(Vec<u8>, Secret)>;
 
 impl Import {
     pub(super) fn run(self, context: &Context) -> Result {
         let content = secret::read(self.file.as_deref(), u64::MAX)?;
+        // Some editors put a byte order mark there.
+        let text = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
         let prefix = self.prefix.as_bytes();
         // Everything is read before anything is written.
         let records = match self.format {
-            Format::Jsonl => from_lines(&content, prefix)?,
-            Format::Dotenv => from_dotenv(&content, prefix)?,
+            Format::Jsonl => from_lines(text, prefix)?,
+            Format::Dotenv => dotenv::read(text, prefix)?,
         };
         drop(content);
         context.with_store(|store| {
@@ -146,11 +148,17 @@ fn write(org: &Org, records: &Records, written: &mut u64, bar: &Bar) -> byokv::R
     Ok(())
 }
 
-fn refused(line: u64, why: &str) -> Failure {
+pub(super) fn refused(line: u64, why: &str) -> Failure {
     Failure::Failed(format!("line {line}: {why}; nothing was written"))
 }
 
-fn checked(line: u64, prefix: &[u8], name: &[u8], value: Secret) -> Result<(Vec<u8>, Secret)> {
+/// A record of `line`, within the limits.
+pub(super) fn checked(
+    line: u64,
+    prefix: &[u8],
+    name: &[u8],
+    value: Secret,
+) -> Result<(Vec<u8>, Secret)> {
     let name = [prefix, name].concat();
     if name.is_empty() || name.len() > MAX_NAME_LEN {
         return Err(refused(line, &format!("a name has 1 to {MAX_NAME_LEN} bytes")));
@@ -195,64 +203,6 @@ fn bytes(line: u64, field: &str, text: Option<Text>, base64: Option<Text>) -> Re
     }
 }
 
-/// What dotenvy has read since its last record.
-#[derive(Clone, Copy, Default)]
-struct Seen {
-    lines: u64,
-    /// The first line that is of a record.
-    first: Option<u64>,
-    dollars: usize,
-}
-
-/// Hands out one line at each read, so that it is known which line is read.
-struct ByLine<'a> {
-    rest: &'a [u8],
-    seen: &'a Cell<Seen>,
-}
-
-fn dollars(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte == b'$').count()
-}
-
-impl Read for ByLine<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let end = self.rest.iter().position(|byte| *byte == b'\n');
-        let line = &self.rest[..end.map_or(self.rest.len(), |end| end + 1)];
-        let read = (&line[..]).read(into)?;
-        let mut seen = self.seen.get();
-        let text = line.trim_ascii_start();
-        if seen.first.is_some() || !(text.is_empty() || text.starts_with(b"#")) {
-            seen.first = seen.first.or(Some(seen.lines + 1));
-            seen.dollars += dollars(&into[..read]);
-        }
-        seen.lines += u64::from(read == line.len() && read > 0);
-        self.seen.set(seen);
-        self.rest = &self.rest[read..];
-        Ok(read)
-    }
-}
-
-fn from_dotenv(content: &[u8], prefix: &[u8]) -> Result<Records> {
-    let rest = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-    let seen = Cell::new(Seen::default());
-    let mut records = Vec::new();
-    for pair in dotenvy::from_read_iter(ByLine { rest, seen: &seen }) {
-        let Seen { lines, first, dollars: read } = seen.get();
-        seen.set(Seen { lines, ..Seen::default() });
-        let line = first.unwrap_or(lines);
-        // dotenvy's own message quotes the value.
-        let (name, value) = pair.map_err(|_| refused(line, "not a line of a dotenv file"))?;
-        let value = Zeroizing::new(value.into_bytes());
-        // A secret must not depend on what is in our environment, nor lose its second half.
-        if read != dollars(&value) {
-            let why = r"a `$` would be replaced; write `\$`, or use single quotes";
-            return Err(refused(line, why));
-        }
-        records.push(checked(line, prefix, name.as_bytes(), value)?);
-    }
-    Ok(records)
-}
-
 impl Export {
     pub(super) fn run(self, context: &Context) -> Result {
         let mut count = 0;
@@ -264,7 +214,7 @@ impl Export {
                 let name = record.name.get(strip..).unwrap_or_default();
                 match self.format {
                     Format::Jsonl => out.json(&Line { name, value: Some(&record.value) })?,
-                    Format::Dotenv => out.write_all(&to_dotenv(name, &record.value)?)?,
+                    Format::Dotenv => out.write_all(&dotenv::line(name, &record.value)?)?,
                 }
                 count += 1;
             }
@@ -272,29 +222,5 @@ impl Export {
         })?;
         context.ui.note(format_args!("{} exported", ui::records(count)));
         Ok(())
-    }
-}
-
-/// One line, if it reads back as it is.
-fn to_dotenv(name: &[u8], value: &[u8]) -> Result<Secret> {
-    let mut line = Zeroizing::new(Vec::with_capacity(name.len() + 2 * value.len() + 4));
-    line.extend_from_slice(name);
-    line.extend_from_slice(b"=\"");
-    for &byte in value {
-        match byte {
-            b'\\' | b'"' | b'$' => line.extend_from_slice(&[b'\\', byte]),
-            b'\n' => line.extend_from_slice(b"\\n"),
-            _ => line.push(byte),
-        }
-    }
-    line.extend_from_slice(b"\"\n");
-    match from_dotenv(&line, b"").as_deref() {
-        Ok([(read, back)]) if read == name && **back == *value => Ok(line),
-        _ => Err(Failure::Failed(format!(
-            "the record \"{}\" cannot be a line of a dotenv file: the name must be letters, \
-             digits, `_` and `.`, the value UTF-8; use --format jsonl, or --prefix with \
-             --strip-prefix",
-            ui::visible(name)
-        ))),
     }
 }
