@@ -25,7 +25,11 @@ const FLOORS: &[(&str, u32)] = &[
     ("store", 7),
     ("fuzzing", 7),
     ("lib", 8),
+    ("bin", 8),
 ];
+
+/// Public for tests and fuzzing only; the tool has to do without.
+const HIDDEN: &[&str] = &["failpoint", "fuzzing"];
 
 /// Siblings that may be imported: `(who, whom)`.
 const SIBLINGS: &[(&str, &str)] =
@@ -68,6 +72,18 @@ fn imports_point_downwards_and_siblings_are_strangers() {
                 assert!(allowed, "{}: {module} imports {used}: {line}", path.display());
             }
         }
+    }
+}
+
+/// `crate::` would be the tool itself there, which the floors know nothing of.
+#[test]
+fn the_tool_uses_the_public_api_only() {
+    for (path, text) in sources().iter().filter(|(path, _)| path.starts_with("src/bin")) {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let hidden: Vec<_> = words.filter(|word| HIDDEN.contains(word)).collect();
+        assert!(hidden.is_empty(), "{} uses {hidden:?}", path.display());
+        assert!(!text.contains("crate::"), "{}", path.display());
+        assert!(text.lines().count() <= 300, "{} is long", path.display());
     }
 }
 

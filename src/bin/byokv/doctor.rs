@@ -1,0 +1,273 @@
+//! `byokv doctor`: what is wrong with a store, and what to do.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use byokv::{Error, KeyState, Phase, Store};
+use serde::Serialize;
+use serde_json::json;
+
+use super::Context;
+use super::failure::{Failure, Result};
+use super::ui::{self, GREEN, RED, Ui, YELLOW};
+
+/// One thing looked at.
+#[derive(Serialize)]
+struct Finding {
+    level: Level,
+    what: &'static str,
+    found: String,
+    /// What to do.
+    advice: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Fine,
+    Notice,
+    Fault,
+}
+
+#[derive(Default)]
+struct Report(Vec<Finding>);
+
+impl Report {
+    fn add(&mut self, level: Level, what: &'static str, found: impl Into<String>, advice: &str) {
+        let advice = (!advice.is_empty()).then(|| advice.to_owned());
+        self.0.push(Finding { level, what, found: found.into(), advice });
+    }
+
+    fn fine(&mut self, what: &'static str, found: impl Into<String>) {
+        self.add(Level::Fine, what, found, "");
+    }
+}
+
+pub(super) fn run(context: &Context) -> Result {
+    let data = context.data()?;
+    let mut report = Report::default();
+    let there = outside(&mut report, data);
+    let key = root_key(&mut report, context);
+    if there && free(&mut report, data) && key {
+        match context.open() {
+            Ok(store) => inside(&mut report, store),
+            Err(failure) => {
+                let advice = failure.hint().unwrap_or_default();
+                report.add(Level::Fault, "opening", failure.message(), &advice);
+            }
+        }
+    }
+    print(context.ui, &report.0)
+}
+
+/// Files and the disk. Returns whether there is a store to open.
+fn outside(report: &mut Report, data: &Path) -> bool {
+    if !data.is_dir() {
+        let found = format!("{} is not a directory", data.display());
+        report.add(Level::Fault, "directory", found, "check the path, or run `byokv init`");
+        return false;
+    }
+    mode(report, "directory", data, 0o700);
+    for (what, name) in [("keyring", "keyring"), ("mark", "mark")] {
+        let path = data.join(name);
+        if path.exists() {
+            mode(report, what, &path, 0o600);
+        } else {
+            let advice = "restore it from a backup; without it the store does not open";
+            report.add(Level::Fault, what, format!("{} is missing", path.display()), advice);
+        }
+    }
+    if data.join("keyring.new").exists() {
+        let found = "keyring.new is left over from a change that was cut off";
+        report.add(Level::Notice, "leftover", found, "nothing; the next open removes it");
+    }
+    space(report, data);
+    data.join("keyring").exists()
+}
+
+#[cfg(unix)]
+fn mode(report: &mut Report, what: &'static str, path: &Path, wanted: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    match path.metadata().map(|meta| meta.permissions().mode() & 0o777) {
+        Ok(mode) if mode & 0o077 == 0 => report.fine(what, format!("mode {mode:03o}")),
+        Ok(mode) => {
+            let found = format!("others than the owner may use it, mode {mode:03o}");
+            let advice = format!("chmod {wanted:03o} {}", path.display());
+            report.add(Level::Fault, what, found, &advice);
+        }
+        Err(e) => report.add(Level::Fault, what, e.to_string(), "check who owns it"),
+    }
+}
+
+#[cfg(not(unix))]
+fn mode(report: &mut Report, what: &'static str, _: &Path, _: u32) {
+    report.fine(what, "there");
+}
+
+/// A rotation writes every record anew before sled reuses the space.
+#[cfg(unix)]
+fn space(report: &mut Report, data: &Path) {
+    let files = fs::read_dir(data.join("db")).into_iter().flatten().filter_map(io::Result::ok);
+    let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    match rustix::fs::statvfs(data) {
+        Ok(disk) => {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let found = format!("{} MiB free, the database has {} MiB", free >> 20, used >> 20);
+            if free < used.max(64 << 20) {
+                let advice = "free some space: a rotation may need as much as the database has";
+                report.add(Level::Fault, "disk", found, advice);
+            } else {
+                report.fine("disk", found);
+            }
+        }
+        Err(e) => report.add(Level::Notice, "disk", e.to_string(), "look with `df`"),
+    }
+}
+
+#[cfg(not(unix))]
+fn space(_: &mut Report, _: &Path) {}
+
+fn root_key(report: &mut Report, context: &Context) -> bool {
+    let key = context.root_key();
+    match &key {
+        Ok(key) => {
+            let fingerprint = format!("fingerprint {}", key.fingerprint());
+            match &context.global.root_key_file {
+                Some(file) => {
+                    report.fine("root key", format!("{fingerprint}, from {}", file.display()));
+                }
+                None => report.add(
+                    Level::Notice,
+                    "root key",
+                    format!("{fingerprint}, from the environment"),
+                    "prefer --root-key-file: child processes inherit the environment",
+                ),
+            }
+        }
+        Err(failure) => report.add(Level::Fault, "root key", failure.message(), ""),
+    }
+    key.is_ok()
+}
+
+/// Whether nobody has the store open. Takes the lock for a moment.
+fn free(report: &mut Report, data: &Path) -> bool {
+    let path = data.join("LOCK");
+    let held = File::open(&path).map(|file| file.try_lock_shared());
+    let Ok(Err(TryLockError::WouldBlock)) = held else {
+        report.fine("lock", "no process has the store open");
+        return true;
+    };
+    let pid = fs::read_to_string(&path).unwrap_or_default();
+    let pid = match pid.trim() {
+        "" => "a process",
+        pid => &format!("the process {pid}"),
+    };
+    let advice = "nothing, if it is meant to run; stop it to have the inside looked at too";
+    report.add(Level::Notice, "lock", format!("{pid} has the store open"), advice);
+    false
+}
+
+fn inside(report: &mut Report, store: Store) {
+    match store.metrics() {
+        Ok(metrics) => report.fine(
+            "store",
+            format!(
+                "{}, keyring generation {}, {} syncs, {} orgs",
+                store.id(),
+                metrics.keyring_generation,
+                metrics.syncs,
+                metrics.orgs.len()
+            ),
+        ),
+        Err(error) => report.add(Level::Fault, "store", error.to_string(), ""),
+    }
+    let orgs = store.orgs();
+    for org in &orgs {
+        for key in org.versions.iter().filter(|key| key.state == KeyState::Suspended) {
+            let found = format!(
+                "{} of org {} is suspended, fingerprint {}",
+                key.version, org.name, key.fingerprint
+            );
+            report.add(Level::Notice, "key", found, "`byokv key resume` takes the same key back");
+        }
+    }
+    if let Err(error) = rotations(report, &store) {
+        report.add(Level::Fault, "rotations", error.to_string(), "");
+    }
+    let (mut entries, mut certificates) = (0_u64, 0_u64);
+    match store.keys().audit().try_for_each(|entry| entry.map(|_| entries += 1)) {
+        Ok(()) => report.fine("audit log", format!("{entries} entries, whole")),
+        Err(error) => {
+            let advice = "somebody or something changed the database: keep a copy, and restore it";
+            report.add(Level::Fault, "audit log", error.to_string(), advice);
+        }
+    }
+    match store.keys().certificates().try_for_each(|each| each.map(|_| certificates += 1)) {
+        Ok(()) => report.fine("certificates", format!("{certificates}, authentic")),
+        Err(error) => {
+            let advice = "`byokv certificate verify` looks at each";
+            report.add(Level::Fault, "certificates", error.to_string(), advice);
+        }
+    }
+    if let Err(error) = store.close() {
+        report.add(Level::Fault, "closing", error.to_string(), "");
+    }
+}
+
+/// Opening the store has taken them up again; a while shows whether they get on.
+fn rotations(report: &mut Report, store: &Store) -> byokv::Result<()> {
+    const A_WHILE: Duration = Duration::from_secs(3);
+    let rotations = store.keys().rotations()?;
+    if rotations.is_empty() {
+        report.fine("rotations", "none under way");
+    }
+    for rotation in rotations {
+        let org = rotation.org();
+        let wait = format!("byokv rotation wait {org}");
+        match rotation.wait_timeout(A_WHILE) {
+            Ok(Some(_)) => report.fine("rotation", format!("of org {org} has just ended")),
+            Ok(None) if rotation.progress().phase == Phase::Waiting => {
+                let advice = "nothing, if a key is suspended; else mend what the reason names";
+                report.add(Level::Notice, "rotation", rotation.progress().to_string(), advice);
+            }
+            Ok(None) => {
+                report.add(Level::Notice, "rotation", rotation.progress().to_string(), &wait);
+            }
+            Err(error @ Error::RotationBlocked { .. }) => {
+                let advice =
+                    format!("byokv verify --deep {org}; put or delete what it names; then {wait}");
+                report.add(Level::Fault, "rotation", error.to_string(), &advice);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn print(ui: Ui, findings: &[Finding]) -> Result {
+    let faults = findings.iter().filter(|finding| finding.level == Level::Fault).count();
+    if ui.json {
+        ui::object(&json!({"findings": findings, "faults": faults}))?;
+    }
+    for Finding { level, what, found, advice } in findings.iter().filter(|_| !ui.json) {
+        if ui.quiet && *level == Level::Fine {
+            continue;
+        }
+        let (style, word) = match level {
+            Level::Fine => (GREEN, "fine"),
+            Level::Notice => (YELLOW, "notice"),
+            Level::Fault => (RED, "FAULT"),
+        };
+        ui::line(format_args!("{style}{word:6}{style:#}  {what:13} {found}"))?;
+        if let Some(advice) = advice {
+            ui::line(format_args!("{:24}do: {advice}", ""))?;
+        }
+    }
+    match faults {
+        0 => Ok(()),
+        1 => Err(Failure::Fault("1 fault found".to_owned())),
+        _ => Err(Failure::Fault(format!("{faults} faults found"))),
+    }
+}

@@ -1,0 +1,158 @@
+//! What went wrong, as people, programs and shells are told.
+
+use std::io;
+
+use byokv::Error;
+
+pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The library refused or failed.
+    Store(Error),
+    /// The arguments do not fit together.
+    Usage(String),
+    NotFound(String),
+    KeyRefused(String),
+    Damaged(String),
+    /// A check found faults; they are printed already.
+    Fault(String),
+    Failed(String),
+    /// Nobody reads on.
+    BrokenPipe,
+}
+
+impl Failure {
+    /// The exit code. Documented in `--help`.
+    pub(super) fn code(&self) -> u8 {
+        match self {
+            Self::BrokenPipe => 0,
+            Self::Fault(_) | Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 4,
+            Self::KeyRefused(_) => 5,
+            Self::Damaged(_) => 6,
+            Self::Store(error) => match error {
+                Error::InvalidOrgName { .. }
+                | Error::NameLength { .. }
+                | Error::ValueTooLarge { .. }
+                | Error::InvalidOption { .. } => 2,
+                Error::StoreLocked { .. } => 3,
+                Error::OrgUnknown { .. } => 4,
+                Error::NotEntitled { .. } => 5,
+                error if error.is_invalid_input() || error.is_key_unavailable() => 5,
+                error if error.is_damage() || error.is_rollback() => 6,
+                _ => 1,
+            },
+        }
+    }
+
+    /// A stable word for programs.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Usage(_) => "usage",
+            Self::NotFound(_) => "not_found",
+            Self::KeyRefused(_) => "key_refused",
+            Self::Damaged(_) => "damaged",
+            Self::Fault(_) => "fault",
+            Self::Failed(_) => "failed",
+            Self::BrokenPipe => "broken_pipe",
+            Self::Store(error) => match error {
+                Error::OrgUnknown { .. } => "org_unknown",
+                Error::OrgExists { .. } => "org_exists",
+                Error::InvalidOrgName { .. } => "invalid_org_name",
+                Error::NotEntitled { .. } => "not_entitled",
+                Error::KeyMaterial(_) => "key_material",
+                Error::KeyReused { .. } => "key_reused",
+                Error::KeyRetired { .. } => "key_retired",
+                Error::KeySuspended { .. } => "key_suspended",
+                Error::WrongKey { .. } => "wrong_key",
+                Error::KeyConflict { .. } => "key_conflict",
+                Error::RecordDamaged { .. } => "record_damaged",
+                Error::RotationBlocked { .. } => "rotation_blocked",
+                Error::RootKeyUnavailable { .. } => "root_key_unavailable",
+                Error::RootKeyWrong { .. } => "root_key_wrong",
+                Error::FileDamaged { .. } => "file_damaged",
+                Error::StoreLocked { .. } => "store_locked",
+                Error::RolledBack { .. } => "rolled_back",
+                Error::DiskFull { .. } => "disk_full",
+                Error::Io { .. } => "io",
+                Error::StorageDamaged { .. } => "storage_damaged",
+                Error::NameLength { .. } => "name_length",
+                Error::ValueTooLarge { .. } => "value_too_large",
+                Error::InvalidOption { .. } => "invalid_option",
+                Error::CertificateInvalid { .. } => "certificate_invalid",
+                Error::AuditBroken { .. } => "audit_broken",
+                Error::RandomUnavailable { .. } => "random_unavailable",
+                Error::Bug { .. } => "bug",
+                Error::Closed => "closed",
+                _ => "other",
+            },
+        }
+    }
+
+    pub(super) fn message(&self) -> String {
+        match self {
+            Self::Store(error) => error.to_string(),
+            Self::Usage(message)
+            | Self::NotFound(message)
+            | Self::KeyRefused(message)
+            | Self::Damaged(message)
+            | Self::Fault(message)
+            | Self::Failed(message) => message.clone(),
+            Self::BrokenPipe => "nobody reads the output".to_owned(),
+        }
+    }
+
+    /// What the library advises, in words of this tool.
+    pub(super) fn hint(&self) -> Option<String> {
+        let Self::Store(error) = self else { return None };
+        Some(match error {
+            Error::NotEntitled { org } => format!("byokv org policy {} --byok", quoted(org)),
+            Error::KeySuspended { org, .. } => {
+                format!("byokv key resume {} --file KEY", quoted(org))
+            }
+            Error::OrgUnknown { .. } => "byokv org list".to_owned(),
+            Error::RotationBlocked { org, .. } => format!(
+                "`byokv verify --deep {0}` names every such record; the next `byokv rotation wait \
+                 {0}` tries again",
+                quoted(org)
+            ),
+            Error::RolledBack { .. } => {
+                "keep a copy of the directory, then put back the newest copy of all its parts \
+                 together; only a program can accept the loss"
+                    .to_owned()
+            }
+            Error::StoreLocked { .. } => {
+                "wait for that process, or stop it; `byokv doctor` works meanwhile".to_owned()
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// As a shell takes it.
+fn quoted(org: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if org.chars().all(plain) {
+        org.to_owned()
+    } else {
+        format!("'{}'", org.replace('\'', r"'\''"))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// For our own output; files are named in the message instead.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::BrokenPipe,
+            _ => Self::Failed(format!("writing the output: {error}")),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! `byokv`: a store from the command line. Uses nothing but the public API of the crate.
+
+#![forbid(unsafe_code)]
+
+mod certificate;
+mod doctor;
+mod dotenv;
+mod failure;
+mod key;
+mod org;
+mod record;
+mod rotation;
+mod secret;
+mod setup;
+mod shell;
+mod transfer;
+mod ui;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use byokv::{Options, RootKey, Store};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use failure::{Failure, Result};
+use ui::Ui;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  fine
+  1  failed, or a fault was found
+  2  wrong usage
+  3  another process has the store open
+  4  no such store, org, record or certificate
+  5  a key is wrong, refused or withheld
+  6  something is damaged, or older than it must be
+
+Keys and values are read from stdin or a file, never from the arguments. A rotation that is under
+way goes on whenever the store is open, so with every command.";
+
+/// An embedded, encrypted key-value store: every org's values under its own key.
+#[derive(Parser)]
+#[command(version, after_long_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Directory of the store
+    #[arg(long, global = true, value_name = "DIR", env = "BYOKV_DATA", hide_env_values = true)]
+    data: Option<PathBuf>,
+    /// File of the root key, mode 0600; else the key itself is read from BYOKV_ROOT_KEY
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "BYOKV_ROOT_KEY_FILE",
+        hide_env_values = true
+    )]
+    root_key_file: Option<PathBuf>,
+    /// Print JSON: one object, or one for each line
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print results, warnings and errors only
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a store
+    Init(setup::Init),
+    /// Print a new key, as `openssl rand -base64 32` does
+    Keygen,
+    /// Orgs and what they may do
+    #[command(subcommand)]
+    Org(org::Command),
+    /// Store a value, read from stdin or a file
+    Put(record::Put),
+    /// Print a value, byte for byte
+    Get(record::Name),
+    /// Delete a record; fine if there is none
+    Delete(record::Name),
+    /// List the names of an org's records
+    List(record::List),
+    /// Store records from a file: all of them, or none if one cannot be read
+    Import(transfer::Import),
+    /// Print records, values in clear
+    Export(transfer::Export),
+    /// Keys of orgs
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Rotations that are under way
+    #[command(subcommand)]
+    Rotation(rotation::Command),
+    /// Count the records under each key and suite, and find faults
+    Verify(verify::Verify),
+    /// Certificates of retired keys
+    #[command(subcommand)]
+    Certificate(certificate::Command),
+    /// Print the audit log, each entry checked against the one before
+    Audit(certificate::Audit),
+    /// The key that wraps the store's keyring
+    #[command(subcommand)]
+    RootKey(setup::RootKeyCommand),
+    /// Look for what is wrong with a store, and say what to do
+    Doctor,
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Write manual pages into a directory
+    Man(shell::Man),
+}
+
+/// What every command gets.
+struct Context {
+    global: Global,
+    ui: Ui,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let ui = Ui { json: cli.global.json, quiet: cli.global.quiet };
+    let context = Context { global: cli.global, ui };
+    match run(&context, cli.command) {
+        Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(failure) => {
+            context.ui.failure(&failure);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Help and version are no failures; clap prints them, and in colour.
+fn usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if json && error.use_stderr() {
+        let message = error.to_string();
+        let message = message.trim_start_matches("error: ").trim_end().to_owned();
+        Ui { json, quiet: false }.failure(&Failure::Usage(message));
+    } else if error.print().is_err() {
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn run(context: &Context, command: Command) -> Result {
+    match command {
+        Command::Init(init) => init.run(context),
+        Command::Keygen => setup::keygen(context),
+        Command::Org(command) => command.run(context),
+        Command::Put(put) => put.run(context),
+        Command::Get(name) => name.get(context),
+        Command::Delete(name) => name.delete(context),
+        Command::List(list) => list.run(context),
+        Command::Import(import) => import.run(context),
+        Command::Export(export) => export.run(context),
+        Command::Key(command) => command.run(context),
+        Command::Rotation(command) => command.run(context),
+        Command::Verify(verify) => verify.run(context),
+        Command::Certificate(command) => command.run(context),
+        Command::Audit(audit) => audit.run(context),
+        Command::RootKey(setup::RootKeyCommand::Change(change)) => change.run(context),
+        Command::Doctor => doctor::run(context),
+        Command::Completions(completions) => completions.run(&context.ui, Cli::command()),
+        Command::Man(man) => man.run(&context.ui, Cli::command()),
+    }
+}
+
+impl Context {
+    fn data(&self) -> Result<&Path> {
+        let missing = || Failure::Usage("name the store with --data DIR or BYOKV_DATA".to_owned());
+        self.global.data.as_deref().ok_or_else(missing)
+    }
+
+    fn root_key(&self) -> Result<RootKey> {
+        const VARIABLE: &str = "BYOKV_ROOT_KEY";
+        match &self.global.root_key_file {
+            Some(file) => Ok(RootKey::from_file(file)?),
+            None if std::env::var_os(VARIABLE).is_some() => Ok(RootKey::from_env(VARIABLE)?),
+            None => Err(Failure::Usage(format!(
+                "give the root key with --root-key-file FILE or in {VARIABLE}"
+            ))),
+        }
+    }
+
+    /// Opens the store, never makes one.
+    fn open(&self) -> Result<Store> {
+        let data = self.data()?;
+        let there = |part: &str| data.join(part).exists();
+        if !["keyring", "db", "mark"].into_iter().any(there) {
+            return Err(Failure::NotFound(format!(
+                "there is no store in {}; make one with `byokv init`, or check the path",
+                data.display()
+            )));
+        }
+        if !there("keyring") {
+            return Err(Failure::Damaged(format!(
+                "{} is missing, but there is data that needs it; nothing was changed; restore \
+                 the file from a backup",
+                data.join("keyring").display()
+            )));
+        }
+        Ok(Options::new().create(false).open(data, self.root_key()?)?)
+    }
+
+    /// Opens the store, and closes it after `work`, durably.
+    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+        let store = self.open()?;
+        let done = work(&store)?;
+        store.close()?;
+        Ok(done)
+    }
+}

@@ -1,0 +1,179 @@
+//! `byokv rotation`: what is under way, and waiting for it.
+
+use std::time::Duration;
+
+use byokv::{Certificate, KeyState, Phase, Progress, Rotation, Store};
+use clap::Subcommand;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Context;
+use super::failure::{Failure, Result};
+use super::ui::{self, Ui};
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Show the rotations that are under way
+    Status {
+        /// Only of this org
+        org: Option<String>,
+        /// Follow them to their end
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Wait for rotations to end, and print their certificates
+    Wait {
+        /// Only of this org
+        org: Option<String>,
+    },
+}
+
+/// A rotation as its records tell, also before the worker has got far.
+#[derive(Serialize)]
+struct Status {
+    /// The version that will be retired, if not a suite.
+    replaces: Option<byokv::KeyVersion>,
+    /// Records under another key or suite than the active.
+    left: u64,
+    records: u64,
+    progress: Progress,
+}
+
+impl Command {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let ui = context.ui;
+        context.with_store(|store| match self {
+            Self::Status { org, watch: false } => {
+                let rotations = under_way(store, org.as_deref())?;
+                let found: Result<Vec<_>> =
+                    rotations.iter().map(|rotation| status(store, rotation)).collect();
+                let found = found?;
+                if found.is_empty() && !ui.json {
+                    return ui::line("no rotation is under way");
+                }
+                ui.rows(
+                    ["org", "replaces", "phase", "records left", "of", "reason"],
+                    &found,
+                    |status| {
+                        let progress = &status.progress;
+                        let suite = || "the suite".to_owned();
+                        [
+                            progress.org.clone(),
+                            status.replaces.map_or_else(suite, |version| version.to_string()),
+                            progress.phase.to_string(),
+                            status.left.to_string(),
+                            status.records.to_string(),
+                            progress.reason.clone().unwrap_or_default(),
+                        ]
+                    },
+                )
+            }
+            Self::Status { org, watch: true } => watch(ui, store, org.as_deref()),
+            Self::Wait { org } => {
+                let rotations = under_way(store, org.as_deref())?;
+                if rotations.is_empty() && !ui.json {
+                    return ui.done(&(), "no rotation is under way");
+                }
+                for rotation in &rotations {
+                    let certificate = wait(ui, store, rotation)?;
+                    ui.result(&certificate, &certificate)?;
+                }
+                Ok(())
+            }
+        })
+    }
+}
+
+fn under_way(store: &Store, org: Option<&str>) -> Result<Vec<Rotation>> {
+    Ok(match org {
+        Some(org) => store.keys().rotation(org)?.into_iter().collect(),
+        None => store.keys().rotations()?,
+    })
+}
+
+fn status(store: &Store, rotation: &Rotation) -> Result<Status> {
+    let census = store.keys().census(rotation.org())?;
+    let org = store.keys().status(rotation.org())?;
+    let current = match (rotation.replaces(), org.versions.last()) {
+        (Some(_), Some(newest)) => census.by_version.get(&newest.version),
+        _ => census.by_suite.get(&org.suite),
+    };
+    let records = census.total();
+    Ok(Status {
+        replaces: rotation.replaces(),
+        left: records.saturating_sub(current.copied().unwrap_or_default()),
+        records,
+        progress: rotation.progress(),
+    })
+}
+
+/// Bars on a terminal, lines elsewhere, JSON Lines with `--json`.
+fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
+    let rotations = under_way(store, org)?;
+    if rotations.is_empty() && !ui.json {
+        return ui::line("no rotation is under way");
+    }
+    for rotation in &rotations {
+        if ui.json {
+            while rotation.wait_timeout(Duration::from_millis(500))?.is_none() {
+                ui::object(&rotation.progress())?;
+                not_suspended(store, rotation)?;
+            }
+            ui::object(&rotation.progress())?;
+        } else {
+            wait(ui, store, rotation)?;
+            ui::line(rotation.progress())?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the end, with progress on stderr.
+pub(super) fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<Certificate> {
+    let mut bar = ui.bar();
+    loop {
+        bar.show(&rotation.progress());
+        if let Some(certificate) = rotation.wait_timeout(Duration::from_millis(100))? {
+            return Ok(certificate);
+        }
+        not_suspended(store, rotation)?;
+    }
+}
+
+/// While we have the store open nobody can give a suspended key back, so the wait would have no
+/// end.
+fn not_suspended(store: &Store, rotation: &Rotation) -> Result {
+    if rotation.progress().phase != Phase::Waiting {
+        return Ok(());
+    }
+    let org = store.keys().status(rotation.org())?;
+    match org.versions.iter().find(|key| key.state == KeyState::Suspended) {
+        Some(key) => {
+            Err(Failure::Store(byokv::Error::KeySuspended { org: org.name, version: key.version }))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The end of a command that began a rotation.
+pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -> Result {
+    let org = rotation.org();
+    let active = store.keys().status(org)?.versions.pop();
+    let json = |certificate: Option<&Certificate>| {
+        json!({
+            "org": org,
+            "active": active,
+            "replaces": rotation.replaces(),
+            "certificate": certificate,
+        })
+    };
+    if no_wait {
+        return ui.done(
+            &json(None),
+            "new values use it from now on; records from before are re-encrypted whenever the \
+             store is open, or by `byokv rotation wait`",
+        );
+    }
+    let certificate = wait(ui, store, rotation)?;
+    ui.result(&json(Some(&certificate)), &certificate)
+}

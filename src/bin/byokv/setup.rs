@@ -1,0 +1,131 @@
+//! Making a store, keys, and the change of the root key.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use byokv::{RootKey, Store};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::Context;
+use super::failure::{Failure, Result};
+use super::secret::{self, Output};
+
+#[derive(Args)]
+pub(super) struct Init {
+    /// Make the root key too, in this new file of mode 0600. Keep a copy of it elsewhere:
+    /// without it nothing in the store can be read
+    #[arg(long, value_name = "FILE")]
+    new_root_key_file: Option<PathBuf>,
+}
+
+impl Init {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let data = context.data()?;
+        if data.join("keyring").exists() {
+            let why =
+                format!("there is a store in {} already; nothing was changed", data.display());
+            return Err(Failure::Failed(why));
+        }
+        let root = match &self.new_root_key_file {
+            Some(file) => RootKey::from_material(secret::generate_file(file)?),
+            None => context.root_key()?,
+        };
+        let fingerprint = root.fingerprint();
+        let store = Store::open(data, root).inspect_err(|_| {
+            if let Some(file) = &self.new_root_key_file {
+                let file = file.display();
+                context.ui.warn(format_args!("the new root key stays in {file}"));
+            }
+        })?;
+        let id = store.id();
+        store.close()?;
+        let json = json!({
+            "data": data.display().to_string(),
+            "store": id,
+            "root_key_fingerprint": fingerprint,
+            "root_key_file": self.new_root_key_file.as_ref().map(|file| file.display().to_string()),
+        });
+        let mut text = format!("store {id} made in {}\nroot key {fingerprint}", data.display());
+        if let Some(file) = &self.new_root_key_file {
+            text += &format!(" in {}; keep a copy elsewhere", file.display());
+        }
+        context.ui.done(&json, text)
+    }
+}
+
+pub(super) fn keygen(context: &Context) -> Result {
+    if std::io::stdout().is_terminal() {
+        context.ui.warn("the key is shown on this terminal, and stays in its scroll-back");
+    }
+    let (text, material) = secret::generate()?;
+    let mut out = Output::new()?;
+    if context.ui.json {
+        let fingerprint = material.fingerprint();
+        out.json(&Generated { key: &text, fingerprint })?;
+    } else {
+        std::io::Write::write_all(&mut out, text.as_bytes())?;
+        std::io::Write::write_all(&mut out, b"\n")?;
+    }
+    out.finish()
+}
+
+#[derive(serde::Serialize)]
+struct Generated<'a> {
+    key: &'a str,
+    fingerprint: byokv::Fingerprint,
+}
+
+#[derive(Subcommand)]
+pub(super) enum RootKeyCommand {
+    /// Wrap the keyring under another root key, in one atomic step
+    Change(Change),
+}
+
+#[derive(Args)]
+pub(super) struct Change {
+    /// File of the new root key, mode 0600
+    #[arg(long, value_name = "FILE")]
+    new_root_key_file: PathBuf,
+    /// Make the new key in that file, which must not exist
+    #[arg(long)]
+    generate: bool,
+}
+
+impl Change {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let file = &self.new_root_key_file;
+        let (before, after) = (
+            context.root_key()?.fingerprint(),
+            context.with_store(|store| {
+                let root = if self.generate {
+                    RootKey::from_material(secret::generate_file(file)?)
+                } else {
+                    RootKey::from_file(file)?
+                };
+                let fingerprint = root.fingerprint();
+                store.change_root_key(root).inspect_err(|_| {
+                    if self.generate {
+                        // The change may have happened although its end failed.
+                        let file = file.display();
+                        context.ui.warn(format_args!("the new root key stays in {file}"));
+                    }
+                })?;
+                Ok(fingerprint)
+            })?,
+        );
+        let json = json!({
+            "before": before,
+            "root_key_fingerprint": after,
+            "root_key_file": file.display().to_string(),
+        });
+        let file = file.display();
+        context.ui.done(
+            &json,
+            format_args!(
+                "root key changed from {before} to {after}\nfrom now on the store opens with \
+                 {file}; older copies of the keyring still open with the key before"
+            ),
+        )
+    }
+}

@@ -1,0 +1,169 @@
+//! `byokv verify`: counts records by their headers, and opens them on demand.
+
+use byokv::{Error, KeyState, Org, Store};
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Context;
+use super::failure::{Failure, Result};
+use super::ui::{self, RED, Ui};
+
+#[derive(Args)]
+pub(super) struct Verify {
+    /// Only this org
+    org: Option<String>,
+    /// Open every record, not only its header
+    #[arg(long)]
+    deep: bool,
+}
+
+/// How many records of an org stand under one key or suite.
+#[derive(Serialize)]
+struct Count {
+    org: String,
+    under: String,
+    state: String,
+    records: u64,
+}
+
+#[derive(Default)]
+struct Findings {
+    counts: Vec<Count>,
+    /// Of which org, which record if known, and what.
+    faults: Vec<(String, Option<Vec<u8>>, String)>,
+    opened: u64,
+    /// Under a suspended key, which is no fault.
+    withheld: u64,
+}
+
+impl Verify {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let ui = context.ui;
+        let faults = context.with_store(|store| {
+            let orgs = match &self.org {
+                Some(org) => vec![store.org(org)?],
+                None => {
+                    let all = store.orgs();
+                    all.iter().map(|org| store.org(&org.name)).collect::<byokv::Result<_>>()?
+                }
+            };
+            let mut findings = Findings::default();
+            for org in &orgs {
+                let records = findings.count(store, org.name(), self.deep)?;
+                if self.deep {
+                    findings.open(ui, org, records)?;
+                }
+            }
+            findings.print(ui, self.deep)?;
+            Ok(findings.faults.len())
+        })?;
+        match faults {
+            0 => Ok(()),
+            1 => Err(Failure::Fault("1 fault found".to_owned())),
+            _ => Err(Failure::Fault(format!("{faults} faults found"))),
+        }
+    }
+}
+
+impl Findings {
+    fn fault(&mut self, org: &str, record: Option<Vec<u8>>, why: impl Into<String>) {
+        self.faults.push((org.to_owned(), record, why.into()));
+    }
+
+    /// By headers alone. Returns how many records there are. `deep` names each bad record later.
+    fn count(&mut self, store: &Store, name: &str, deep: bool) -> Result<u64> {
+        // Before the count: a rotation may end meanwhile, but none begins.
+        let org = store.keys().status(name)?;
+        let census = store.keys().census(name)?;
+        let mut faults = Vec::new();
+        for (&version, &records) in &census.by_version {
+            let key = org.versions.iter().find(|key| key.version == version);
+            let state = key.map_or_else(|| "unknown".to_owned(), |key| key.state.to_string());
+            let why = match key.map(|key| key.state) {
+                None => Some("which it never had"),
+                Some(KeyState::Retired) => Some("which is retired: from an older copy of the data"),
+                Some(_) => None,
+            };
+            faults.extend(why.map(|why| (records, format!("under {version}, {why}"))));
+            let (org, under) = (name.to_owned(), version.to_string());
+            self.counts.push(Count { org, under, state, records });
+        }
+        if census.malformed > 0 {
+            let why = "whose header is damaged or names another org".to_owned();
+            faults.push((census.malformed, why));
+        }
+        if deep {
+            faults.clear();
+        }
+        for (&suite, &records) in &census.by_suite {
+            let current = suite == org.suite;
+            if !current && !org.rotating {
+                faults.push((records, format!("under {suite}, and no rotation is under way")));
+            }
+            let state = if current { "current" } else { "replaced" }.to_owned();
+            let (org, under) = (name.to_owned(), suite.to_string());
+            self.counts.push(Count { org, under, state, records });
+        }
+        for (records, why) in faults {
+            self.fault(name, None, format!("{} {why}", ui::records(records)));
+        }
+        Ok(census.total())
+    }
+
+    fn open(&mut self, ui: Ui, org: &Org, records: u64) -> Result {
+        let bar = ui.bar();
+        for (done, name) in (1..).zip(org.scan("").names()) {
+            let name = name?;
+            match org.get(&name) {
+                Ok(_) => self.opened += 1,
+                Err(Error::KeySuspended { .. }) => self.withheld += 1,
+                Err(Error::RecordDamaged { why, .. }) => self.fault(org.name(), Some(name), why),
+                Err(error @ Error::KeyRetired { .. }) => {
+                    self.fault(org.name(), Some(name), error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if done % 64 == 0 {
+                bar.count(org.name(), done, records);
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self, ui: Ui, deep: bool) -> Result {
+        if ui.json {
+            let faults = self.faults.iter().map(|(org, record, why)| {
+                let record = record.as_deref().map(ui::visible);
+                json!({"org": org, "record": record, "fault": why})
+            });
+            return ui::object(&json!({
+                "counts": self.counts,
+                "opened": deep.then_some(self.opened),
+                "withheld": deep.then_some(self.withheld),
+                "faults": faults.collect::<Vec<_>>(),
+            }));
+        }
+        ui.rows(["org", "under", "state", "records"], &self.counts, |count| {
+            let Count { org, under, state, records } = count;
+            [org.clone(), under.clone(), state.clone(), records.to_string()]
+        })?;
+        for (org, record, why) in &self.faults {
+            let record = record.as_deref().map(ui::visible);
+            let record = record.map_or_else(String::new, |record| format!(", record {record}"));
+            ui::line(format_args!("{RED}fault{RED:#}  org {org}{record}: {why}"))?;
+        }
+        if deep && self.withheld > 0 {
+            let many = ui::records(self.withheld);
+            ui::line(format_args!("{many} under suspended keys, not checked"))?;
+        }
+        if self.faults.is_empty() {
+            let how = match deep {
+                true => format!("{} opened, no fault", ui::records(self.opened)),
+                false => "no fault in any header".to_owned(),
+            };
+            ui.done(&(), how)?;
+        }
+        Ok(())
+    }
+}
