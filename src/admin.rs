@@ -12,7 +12,7 @@ use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::{OrgEntry, OrgPolicy};
 use crate::material::KeyMaterial;
 use crate::observe::Census;
-use crate::rotation::{HeaderCount, Rotation, Rotations, Target, Throttle};
+use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
 use crate::storage::{Space, prefix_range};
 
 /// Keys of the store's orgs. From [`Store::keys`](crate::Store::keys).
@@ -127,6 +127,34 @@ impl KeyAdmin {
             self.rotations.wake(&state);
         }
         Ok(version)
+    }
+
+    /// Lets versions go that the org's policy holds before their retirement
+    /// ([`RetirePolicy`](crate::RetirePolicy)). It is proven once more that no record is left
+    /// under them; then they are retired.
+    ///
+    /// # Errors
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if none is held.
+    pub fn retire(&self, org: &str) -> Result<Rotation> {
+        let state = self.engine.org(org)?;
+        let versions = release(&self.engine, &state)?;
+        self.rotations.wake(&state);
+        let newest = versions.last().copied().map(Target::Version);
+        let target = newest.ok_or(crate::Error::OrgUnknown { org: org.to_owned() })?;
+        Ok(Rotation::new(Arc::clone(&self.rotations), state, target))
+    }
+
+    /// Erases an org: when this returns, every key that it had is destroyed, durably, and its
+    /// name is free; nobody can read its records any more, whatever copies exist. They are then
+    /// deleted in the background, across restarts, until a certificate says that none is left.
+    /// There is no way back.
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown); disk errors of the machine.
+    pub fn erase_org(&self, org: &str) -> Result<Erasure> {
+        let state = self.engine.erase_org(org)?;
+        self.rotations.erase(&state);
+        Ok(Erasure::new(Arc::clone(&self.rotations), state))
     }
 
     /// Changes what the org may do. A key that it brought stays.

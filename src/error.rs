@@ -20,6 +20,23 @@ pub enum Error {
         /// The name asked for.
         org: String,
     },
+    /// The org was erased while a handle was still in use.
+    #[error("the org \"{org}\" was erased: its keys are destroyed, its records are being deleted")]
+    OrgErased {
+        /// Its name.
+        org: String,
+    },
+    /// A version under which no record is left waits for an operator's word.
+    #[error(
+        "org \"{org}\": nothing is left under {version}, which its policy retires only by hand; \
+         it is held until `KeyAdmin::retire` is called"
+    )]
+    RetirementAwaited {
+        /// The org.
+        org: String,
+        /// The version.
+        version: KeyVersion,
+    },
     /// The name is taken.
     #[error("an org named \"{org}\" exists already; nothing was changed")]
     OrgExists {

@@ -8,7 +8,10 @@
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub use enabled::*;
 
-/// Every point, in the order in which a key's life passes them.
+/// The points that the erasure of an org passes besides those of the keyring and of syncs.
+pub const ERASURE: &[&str] = &["erase.keys_gone", "erase.deleted", "erase.counted"];
+
+/// The points of a rotation, in the order in which a key's life passes them.
 pub const ALL: &[&str] = &[
     "put.sealed",
     "get.started",
@@ -105,7 +108,8 @@ mod enabled {
         org: &str,
         action: impl Fn() + Send + Sync + 'static,
     ) -> Installed {
-        assert!(super::ALL.contains(&point), "no failpoint has the name {point}");
+        let known = [super::ALL, super::ERASURE].concat().contains(&point);
+        assert!(known, "no failpoint has the name {point}");
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut hooks = HOOKS.write().unwrap_or_else(PoisonError::into_inner);
         hooks.push(Hook { id, point, org: org.to_owned(), action: Arc::new(action) });

@@ -13,6 +13,7 @@ pub(crate) struct VersionCounters {
     sealed: AtomicU64,
     opened: AtomicU64,
     failed: AtomicU64,
+    would_have_failed: AtomicU64,
 }
 
 impl VersionCounters {
@@ -26,6 +27,16 @@ impl VersionCounters {
 
     pub(crate) fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Opened although the version is held.
+    pub(crate) fn would_have_failed(&self) {
+        self.would_have_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives the count and starts it anew.
+    pub(crate) fn take_would_have_failed(&self) -> u64 {
+        self.would_have_failed.swap(0, Ordering::Relaxed)
     }
 
     pub(crate) fn read(&self) -> (u64, u64, u64) {

@@ -233,18 +233,21 @@ impl Org {
     /// [`Error::Closed`](crate::Error::Closed).
     pub fn watch(&self, prefix: impl AsRef<[u8]>) -> Result<Watch> {
         self.engine.check_open()?;
+        self.state.check_exists()?;
         let (engine, state) = (Arc::clone(&self.engine), Arc::clone(&self.state));
         Ok(Watch::new(engine, state, prefix.as_ref()))
     }
 
     fn check<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
         self.engine.check_open()?;
+        self.state.check_exists()?;
         check_name(name)?;
         Ok(name)
     }
 
     fn check_write<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
         self.engine.check_writable()?;
+        self.state.check_exists()?;
         check_name(name)?;
         Ok(name)
     }

@@ -200,8 +200,9 @@ impl Store {
     /// Every org with its keys, by name.
     #[must_use]
     pub fn orgs(&self) -> Vec<OrgStatus> {
-        let mut orgs: Vec<_> =
-            self.engine.with_keyring(|keyring| keyring.orgs.iter().map(status).collect());
+        let mut orgs: Vec<_> = self.engine.with_keyring(|keyring| {
+            keyring.orgs.iter().filter(|org| org.erasure.is_none()).map(status).collect()
+        });
         orgs.sort_by(|a: &OrgStatus, b| a.name.cmp(&b.name));
         orgs
     }

@@ -26,6 +26,8 @@ pub enum CertificateKind {
         /// The suite under which no record is left.
         suite: Suite,
     },
+    /// An org was erased: every key destroyed, then every record deleted.
+    OrgErased,
 }
 
 /// Proof that no record was left under a key version when its material was destroyed.
@@ -56,8 +58,11 @@ pub struct Certificate {
     /// Records that the rotation re-encrypted, over all restarts. A kill may lose the count of
     /// the last moment, never a record.
     pub records_rewritten: u64,
-    /// Records that the last full pass opened, one by one.
+    /// Records that the last full pass opened, one by one (for an erased org: 0).
     pub records_verified: u64,
+    /// Records that were deleted; 0 but for an erased org. A kill may lose the count of the
+    /// last moment, never a record.
+    pub records_deleted: u64,
     /// Records under the version in the independent header scan. Always 0: else there is no
     /// certificate.
     pub records_left: u64,
@@ -97,6 +102,7 @@ impl Certificate {
             CertificateKind::SuiteRetired { suite } => {
                 [&[1, suite.byte()], &self.at_unix_ms.to_be_bytes()[..]].concat()
             }
+            CertificateKind::OrgErased => vec![2],
         };
         let version = self.version.get().to_be_bytes();
         [Self::PREFIX, self.org_id.as_bytes(), &version, &suffix].concat()
@@ -136,11 +142,22 @@ impl fmt::Display for Certificate {
             CertificateKind::SuiteRetired { suite } => {
                 writeln!(f, "Certificate of a suite's end: {suite} of org \"{}\"", self.org)?;
             }
+            CertificateKind::OrgErased => {
+                writeln!(
+                    f,
+                    "Certificate of erasure: org \"{}\", keys up to {}",
+                    self.org, self.version
+                )?;
+            }
         }
         writeln!(f, "  fingerprint        {}", self.fingerprint)?;
-        writeln!(f, "  replaced by        {}", self.successor)?;
-        writeln!(f, "  records rewritten  {}", self.records_rewritten)?;
-        writeln!(f, "  records verified   {}", self.records_verified)?;
+        if self.kind == CertificateKind::OrgErased {
+            writeln!(f, "  records deleted    {}", self.records_deleted)?;
+        } else {
+            writeln!(f, "  replaced by        {}", self.successor)?;
+            writeln!(f, "  records rewritten  {}", self.records_rewritten)?;
+            writeln!(f, "  records verified   {}", self.records_verified)?;
+        }
         writeln!(f, "  records left       {}", self.records_left)?;
         writeln!(f, "  at                 {}", rfc3339(self.at_unix_ms))?;
         writeln!(f, "  keyring generation {}", self.keyring_generation)?;
@@ -191,6 +208,7 @@ mod tests {
             successor: KeyVersion::new(2).unwrap(),
             records_rewritten: 10,
             records_verified: 12,
+            records_deleted: 0,
             records_left: 0,
             at_unix_ms: 1_700_000_000_000,
             keyring_generation: 4,

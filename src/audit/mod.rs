@@ -46,6 +46,19 @@ pub enum AuditEvent {
         /// The suite before.
         suite: Suite,
     },
+    /// A version under which no record is left is held before its retirement.
+    KeyHeld,
+    /// Records needed a held key; they were served, and the hold starts anew.
+    HoldBroken {
+        /// How often.
+        times: u64,
+    },
+    /// An operator let a held version go.
+    KeyReleased,
+    /// A key was destroyed because its org is erased.
+    KeyErased,
+    /// Every record of an erased org is deleted.
+    OrgErased,
     /// A key's material was withheld.
     KeySuspended,
     /// A suspended key's material was given back.
@@ -97,6 +110,11 @@ impl fmt::Display for AuditEntry {
             AuditEvent::SuiteChanged { from, to } => write!(f, "suite changed: {from} to {to}")?,
             AuditEvent::KeyRetired => f.write_str("key retired")?,
             AuditEvent::SuiteRetired { suite } => write!(f, "suite {suite} retired")?,
+            AuditEvent::KeyHeld => f.write_str("key held before its retirement")?,
+            AuditEvent::HoldBroken { times } => write!(f, "hold broken {times} times")?,
+            AuditEvent::KeyReleased => f.write_str("key released for retirement")?,
+            AuditEvent::KeyErased => f.write_str("key destroyed with its org")?,
+            AuditEvent::OrgErased => f.write_str("org erased, no record left")?,
             AuditEvent::KeySuspended => f.write_str("key suspended")?,
             AuditEvent::KeyResumed => f.write_str("key resumed")?,
             AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,
@@ -229,7 +247,7 @@ pub(crate) fn now_unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn rfc3339(unix_ms: u64) -> String {
+pub(crate) fn rfc3339(unix_ms: u64) -> String {
     /// The last second of the year 9999, where the format ends.
     const LAST_MS: u64 = 253_402_300_799_000;
     let since = Duration::from_millis(unix_ms.min(LAST_MS));

@@ -89,7 +89,7 @@ impl Engine {
         let _one_at_a_time = org.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = org.gate.snapshot();
         let next = self.with_keyring(|keyring| {
-            let entry = keyring.org(&org.name).ok()?;
+            let entry = keyring.entry(org.id)?;
             Some(OrgKeys::new(entry, Arc::clone(&org.name), Some(&before)))
         });
         if let Some(next) = next {
@@ -131,7 +131,8 @@ impl Engine {
             Origin::Platform => AuditEvent::PlatformKeyRotated,
         };
         let installed = self.change(None, |keyring, drafts| {
-            let installed = keyring.install(&org.name, material, origin, now_unix_ms())?;
+            let installed =
+                keyring.install((org.id, &org.name), material, origin, now_unix_ms())?;
             let draft = Draft::new(event).org(&org.name, org.id);
             drafts.push(draft.key(installed.to, fingerprint));
             Ok(installed)
@@ -174,7 +175,7 @@ impl Engine {
     pub(crate) fn change_suite(&self, org: &OrgState, suite: Suite) -> Result<Suite> {
         self.check_open()?;
         let from = self.change(None, |keyring, drafts| {
-            let from = keyring.org_mut(&org.name)?.change_suite(suite)?;
+            let from = keyring.org_mut(org.id, &org.name)?.change_suite(suite)?;
             let event = AuditEvent::SuiteChanged { from, to: suite };
             drafts.push(Draft::new(event).org(&org.name, org.id));
             Ok(from)
@@ -186,7 +187,7 @@ impl Engine {
     pub(crate) fn set_policy(&self, org: &OrgState, policy: OrgPolicy) -> Result<()> {
         self.check_open()?;
         self.change(None, |keyring, drafts| {
-            let entry = keyring.org_mut(&org.name)?;
+            let entry = keyring.org_mut(org.id, &org.name)?;
             if policy.suite() != entry.suite {
                 return Err(
                     entry.conflict("a policy does not change the suite: `change_suite` does")
@@ -201,7 +202,7 @@ impl Engine {
     pub(crate) fn suspend(&self, org: &OrgState) -> Result<Vec<KeyVersion>> {
         self.check_open()?;
         let versions = self.change(None, |keyring, drafts| {
-            let entry = keyring.org_mut(&org.name)?;
+            let entry = keyring.org_mut(org.id, &org.name)?;
             let versions = entry.suspend()?;
             for &version in &versions {
                 let draft = Draft::new(AuditEvent::KeySuspended).org(&org.name, org.id);
@@ -219,7 +220,7 @@ impl Engine {
         self.check_open()?;
         let fingerprint = material.fingerprint();
         let resumed = self.change(None, |keyring, drafts| {
-            let version = keyring.org_mut(&org.name)?.resume(material)?;
+            let version = keyring.org_mut(org.id, &org.name)?.resume(material)?;
             let draft = Draft::new(AuditEvent::KeyResumed).org(&org.name, org.id);
             drafts.push(draft.key(version, fingerprint));
             Ok(version)
@@ -232,6 +233,34 @@ impl Engine {
             }
             Err(refused) => Err(self.audit_refusal(org, fingerprint, refused)),
         }
+    }
+
+    /// Destroys every key of the org, durably, and forgets its name. Its records are left to
+    /// the caller.
+    pub(crate) fn erase_org(&self, name: &str) -> Result<Arc<OrgState>> {
+        self.check_open()?;
+        let org = self.org(name)?;
+        self.change(None, |keyring, drafts| {
+            for version in keyring.erase(org.id, name, now_unix_ms())? {
+                let draft = Draft::new(AuditEvent::KeyErased).org(name, org.id);
+                let entry = keyring.entry(org.id).and_then(|entry| entry.version(version));
+                let fingerprint = entry.map(|entry| entry.fingerprint);
+                drafts.push(Draft { version: Some(version), fingerprint, ..draft });
+            }
+            Ok(())
+        })?;
+        failpoint::reach("erase.keys_gone", name);
+        org.mark_erased();
+        let mut orgs = self.orgs.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have taken the name again already.
+        if orgs.get(name).is_some_and(|held| Arc::ptr_eq(held, &org)) {
+            orgs.remove(name);
+        }
+        drop(orgs);
+        self.publish(&org);
+        org.watchers.close();
+        tracing::warn!(org = name, "org erased: its keys are destroyed");
+        Ok(org)
     }
 
     /// Wraps the keyring under another root key.

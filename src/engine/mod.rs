@@ -19,8 +19,8 @@ use crate::audit::{self, AuditEntry, Head, Link, Notary};
 use crate::envelope::{self, Header, Value};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
+use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
@@ -61,6 +61,23 @@ impl Engine {
         let orgs = self.orgs.read().unwrap_or_else(PoisonError::into_inner);
         let unknown = || Error::OrgUnknown { org: name.to_owned() };
         orgs.get(name).cloned().ok_or_else(unknown)
+    }
+
+    /// Orgs whose rotation is unfinished, by name.
+    pub(crate) fn rotating(&self) -> Vec<Arc<OrgState>> {
+        let names: Vec<String> = self.with_keyring(|keyring| {
+            let orgs = keyring.orgs.iter().filter(|entry| entry.is_rotating());
+            orgs.map(|entry| entry.name.clone()).collect()
+        });
+        names.iter().filter_map(|name| self.org(name).ok()).collect()
+    }
+
+    /// Erased orgs of which records may be left.
+    pub(crate) fn half_erased(&self) -> Vec<Arc<OrgState>> {
+        self.with_keyring(|keyring| {
+            let half = |entry: &&OrgEntry| entry.erasure == Some(Erasure::KeysDestroyed);
+            keyring.orgs.iter().filter(half).map(|entry| Arc::new(OrgState::new(entry))).collect()
+        })
     }
 
     /// By name.

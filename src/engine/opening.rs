@@ -75,6 +75,7 @@ impl Engine {
         let orgs = keyring
             .orgs
             .iter()
+            .filter(|entry| entry.erasure.is_none())
             .map(|entry| (entry.name.clone(), Arc::new(OrgState::new(entry))))
             .collect::<HashMap<_, _>>();
         let engine = Self {

@@ -1,5 +1,6 @@
 //! What is held in memory of one org: its keys, ready for use, behind its gate.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Watchers;
@@ -22,6 +23,7 @@ pub(crate) struct OrgState {
     pub(super) publishing: Mutex<()>,
     /// Proof for the newest snapshot that every writer inside uses.
     pub(super) drained: Mutex<Arc<Drained<OrgKeys>>>,
+    erased: AtomicBool,
 }
 
 /// The org's keys at one moment. Immutable.
@@ -40,6 +42,8 @@ pub(crate) struct Slot {
     pub(crate) version: KeyVersion,
     pub(crate) origin: Origin,
     pub(crate) state: KeyState,
+    /// On its way out: nothing should need it any more.
+    pub(crate) held: bool,
     pub(crate) counters: Arc<VersionCounters>,
     /// Wiped when the last snapshot that has them, and the last operation using it, are gone.
     keys: Option<Arc<[SuiteKey; Suite::ALL.len()]>>,
@@ -72,11 +76,23 @@ impl OrgState {
             name,
             watchers: Watchers::default(),
             publishing: Mutex::new(()),
+            erased: AtomicBool::new(entry.erasure.is_some()),
         }
     }
 
     pub(crate) fn drained(&self) -> Arc<Drained<OrgKeys>> {
         Arc::clone(&self.drained.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn check_exists(&self) -> Result<()> {
+        if self.erased.load(Ordering::Relaxed) {
+            return Err(Error::OrgErased { org: self.name.to_string() });
+        }
+        Ok(())
+    }
+
+    pub(super) fn mark_erased(&self) {
+        self.erased.store(true, Ordering::Relaxed);
     }
 
     /// The record's key in the storage: org id ‖ name.
@@ -94,6 +110,7 @@ impl OrgKeys {
                 version: version.version,
                 origin: version.origin,
                 state: version.state,
+                held: version.held.is_some(),
                 counters: known.map(|slot| Arc::clone(&slot.counters)).unwrap_or_default(),
                 keys: version.material.as_ref().map(|material| {
                     let ready = known.and_then(|slot| slot.keys.clone());
@@ -133,7 +150,13 @@ impl OrgKeys {
             return Err(self.damaged(name, why));
         };
         match (slot.usable(), slot.state) {
-            (Some(usable), _) => Ok((usable.key(header.suite), usable.counters)),
+            (Some(usable), _) => {
+                if slot.held {
+                    tracing::error!(org = %self.name, %version, "a record needs a held key");
+                    usable.counters.would_have_failed();
+                }
+                Ok((usable.key(header.suite), usable.counters))
+            }
             (None, KeyState::Retired) => {
                 Err(Error::KeyRetired { org: self.name.to_string(), version })
             }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
-pub use rules::OrgPolicy;
+pub use rules::{OrgPolicy, RetirePolicy};
 
 /// What the keyring file holds once it is opened.
 #[derive(Serialize, Deserialize)]
@@ -54,6 +54,17 @@ pub(crate) struct OrgEntry {
     pub(crate) created: u64,
     /// Ascending; the last one seals, unless it is suspended.
     pub(crate) versions: Vec<VersionEntry>,
+    /// Erased orgs stay for ever, so that neither their id nor their keys come again; their
+    /// name is free.
+    pub(crate) erasure: Option<Erasure>,
+}
+
+/// How far the erasure of an org has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Erasure {
+    /// Every key is destroyed; records may be left that nobody can open.
+    KeysDestroyed,
+    RecordsDeleted,
 }
 
 /// One key of one org. Stays for ever; only the material goes.
@@ -67,6 +78,10 @@ pub(crate) struct VersionEntry {
     /// Milliseconds since 1970.
     pub(crate) created: u64,
     pub(crate) retired: Option<u64>,
+    /// Since when it is held before its retirement, milliseconds since 1970.
+    pub(crate) held: Option<u64>,
+    /// An operator said that it may go.
+    pub(crate) released: bool,
 }
 
 /// What installing a key did.
@@ -118,14 +133,40 @@ impl Keyring {
         }
     }
 
+    /// By name, as users know orgs; an erased one is unknown.
     pub(crate) fn org(&self, name: &str) -> Result<&OrgEntry> {
         let unknown = || Error::OrgUnknown { org: name.to_owned() };
-        self.orgs.iter().find(|org| org.name == name).ok_or_else(unknown)
+        let mut named = self.orgs.iter().filter(|org| org.erasure.is_none());
+        named.find(|org| org.name == name).ok_or_else(unknown)
     }
 
-    pub(crate) fn org_mut(&mut self, name: &str) -> Result<&mut OrgEntry> {
-        let unknown = || Error::OrgUnknown { org: name.to_owned() };
-        self.orgs.iter_mut().find(|org| org.name == name).ok_or_else(unknown)
+    /// By id, erased or not.
+    pub(crate) fn entry(&self, id: OrgId) -> Option<&OrgEntry> {
+        self.orgs.iter().find(|org| org.id == id)
+    }
+
+    /// The entry of a handle's org, to change it.
+    pub(crate) fn org_mut(&mut self, id: OrgId, name: &str) -> Result<&mut OrgEntry> {
+        match self.orgs.iter_mut().find(|org| org.id == id) {
+            Some(org) if org.erasure.is_none() => Ok(org),
+            Some(_) => Err(Error::OrgErased { org: name.to_owned() }),
+            None => Err(Error::OrgUnknown { org: name.to_owned() }),
+        }
+    }
+
+    /// Destroys every key of the org, in whatever state it is.
+    pub(crate) fn erase(&mut self, id: OrgId, name: &str, now: u64) -> Result<Vec<KeyVersion>> {
+        let org = self.org_mut(id, name)?;
+        let mut destroyed = Vec::new();
+        for version in org.versions.iter_mut().filter(|v| v.state != KeyState::Retired) {
+            version.state = KeyState::Retired;
+            version.material = None;
+            version.retired = Some(now);
+            destroyed.push(version.version);
+        }
+        org.suite_before = None;
+        org.erasure = Some(Erasure::KeysDestroyed);
+        Ok(destroyed)
     }
 
     /// Adds an org under its first platform key.
@@ -140,7 +181,7 @@ impl Keyring {
         if let Some(why) = rules::name_fault(name) {
             return Err(Error::InvalidOrgName { why });
         }
-        if self.orgs.iter().any(|org| org.name == name || org.id == id) {
+        if self.org(name).is_ok() || self.entry(id).is_some() {
             return Err(Error::OrgExists { org: name.to_owned() });
         }
         let fingerprint = material.fingerprint();
@@ -156,6 +197,7 @@ impl Keyring {
             suite_before: None,
             created: now,
             versions: vec![first],
+            erasure: None,
         });
         Ok(fingerprint)
     }
@@ -163,18 +205,18 @@ impl Keyring {
     /// Makes `material` the org's active key; the one before opens only.
     pub(crate) fn install(
         &mut self,
-        name: &str,
+        (id, name): (OrgId, &str),
         material: KeyMaterial,
         origin: Origin,
         now: u64,
     ) -> Result<Installed> {
-        let org = self.org(name)?;
+        let org = self.org_mut(id, name)?;
         if origin == Origin::Customer && !org.policy.may_bring_key() {
             return Err(Error::NotEntitled { org: name.to_owned() });
         }
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint)?;
-        let org = self.org_mut(name)?;
+        let org = self.org_mut(id, name)?;
         if org.newest().state != KeyState::Active {
             return Err(org.conflict("its key is suspended; resume it first"));
         }
@@ -239,6 +281,15 @@ impl OrgEntry {
         entry.material = None;
         entry.retired = Some(now);
         Ok(())
+    }
+
+    /// Changes what is noted of a version besides its state.
+    pub(crate) fn note(
+        &mut self,
+        version: KeyVersion,
+        note: impl FnOnce(&mut VersionEntry),
+    ) -> Result<()> {
+        self.entry_mut(version).map(note)
     }
 
     /// Withholds the material of every version that the customer brought.
@@ -311,13 +362,29 @@ impl VersionEntry {
     ) -> Self {
         let (material, created) = (Some(material), now);
         let state = KeyState::Active;
-        Self { version, origin, state, fingerprint, material, created, retired: None }
+        Self {
+            version,
+            origin,
+            state,
+            fingerprint,
+            material,
+            created,
+            retired: None,
+            held: None,
+            released: false,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ACME: (OrgId, &str) = (OrgId::from_bytes([1; 16]), "acme");
+
+    fn org_mut(ring: &mut Keyring) -> Result<&mut OrgEntry> {
+        ring.org_mut(ACME.0, ACME.1)
+    }
 
     fn material(byte: u8) -> KeyMaterial {
         KeyMaterial::take(&mut [byte; 32])
@@ -342,10 +409,10 @@ mod tests {
     fn a_rotation_through_its_states() {
         use KeyState::*;
         let mut ring = ring();
-        let installed = ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        let installed = ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
         assert_eq!((installed.from, installed.to), (version(1), version(2)));
         assert_eq!(states(&ring), [DecryptOnly, Active]);
-        let org = ring.org_mut("acme").unwrap();
+        let org = org_mut(&mut ring).unwrap();
         assert_eq!(org.leaving(), [version(1)]);
         org.retire(version(1), 7).unwrap();
         assert!(org.version(version(1)).unwrap().material.is_none());
@@ -356,7 +423,7 @@ mod tests {
     #[test]
     fn the_active_version_cannot_be_retired() {
         let mut ring = ring();
-        let refused = ring.org_mut("acme").unwrap().retire(version(1), 7);
+        let refused = org_mut(&mut ring).unwrap().retire(version(1), 7);
         assert!(matches!(refused, Err(Error::KeyConflict { .. })));
         assert!(ring.org("acme").unwrap().newest().material.is_some());
     }
@@ -367,29 +434,48 @@ mod tests {
         let mut ring = ring();
         ring.create_org(OrgId::from_bytes([2; 16]), "umbra", OrgPolicy::byok(), material(3), 5)
             .unwrap();
-        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
-        ring.org_mut("acme").unwrap().retire(version(1), 7).unwrap();
-        for (org, byte) in [("acme", 1), ("acme", 2), ("umbra", 2), ("acme", 3)] {
+        ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
+        org_mut(&mut ring).unwrap().retire(version(1), 7).unwrap();
+        let umbra = (OrgId::from_bytes([2; 16]), "umbra");
+        for (org, byte) in [(ACME, 1), (ACME, 2), (umbra, 2), (ACME, 3)] {
             let refused = ring.install(org, material(byte), Origin::Customer, 8);
-            assert!(matches!(refused, Err(Error::KeyReused { .. })), "{org} {byte}");
+            assert!(matches!(refused, Err(Error::KeyReused { .. })), "{org:?} {byte}");
         }
-        let next = ring.install("acme", material(4), Origin::Customer, 8).unwrap();
+        let next = ring.install(ACME, material(4), Origin::Customer, 8).unwrap();
         assert_eq!(next.to, version(3));
     }
 
     #[test]
     fn suspension_withholds_customer_keys_and_takes_back_only_the_same() {
         let mut ring = ring();
-        assert!(ring.org_mut("acme").unwrap().suspend().is_err());
-        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
-        let org = ring.org_mut("acme").unwrap();
+        assert!(org_mut(&mut ring).unwrap().suspend().is_err());
+        ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
+        let org = org_mut(&mut ring).unwrap();
         assert_eq!(org.suspend().unwrap(), [version(2)]);
         assert!(org.newest().material.is_none());
-        assert!(ring.install("acme", material(4), Origin::Customer, 6).is_err());
-        let org = ring.org_mut("acme").unwrap();
+        assert!(ring.install(ACME, material(4), Origin::Customer, 6).is_err());
+        let org = org_mut(&mut ring).unwrap();
         assert!(matches!(org.resume(material(9)), Err(Error::WrongKey { .. })));
         assert_eq!(org.resume(material(2)).unwrap(), version(2));
         assert_eq!(states(&ring), [KeyState::DecryptOnly, KeyState::Active]);
+    }
+
+    #[test]
+    fn an_erased_org_leaves_its_name_and_nothing_else() {
+        let mut ring = ring();
+        ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
+        assert_eq!(ring.erase(ACME.0, ACME.1, 7).unwrap(), [version(1), version(2)]);
+        let entry = ring.entry(ACME.0).unwrap();
+        assert!(entry.versions.iter().all(|v| v.material.is_none()));
+        assert!(!entry.is_rotating());
+        assert!(matches!(ring.org("acme"), Err(Error::OrgUnknown { .. })));
+        let again = ring.install(ACME, material(4), Origin::Customer, 8);
+        assert!(matches!(again, Err(Error::OrgErased { .. })));
+        assert!(matches!(ring.erase(ACME.0, ACME.1, 8), Err(Error::OrgErased { .. })));
+        let id = OrgId::from_bytes([2; 16]);
+        let reused = ring.create_org(id, "acme", OrgPolicy::byok(), material(2), 9);
+        assert!(matches!(reused, Err(Error::KeyReused { .. })));
+        ring.create_org(id, "acme", OrgPolicy::byok(), material(5), 9).unwrap();
     }
 
     #[test]
@@ -397,16 +483,18 @@ mod tests {
         let mut ring = ring();
         let id = OrgId::from_bytes([2; 16]);
         ring.create_org(id, "free", OrgPolicy::platform_only(), material(3), 5).unwrap();
-        let refused = ring.install("free", material(4), Origin::Customer, 6);
+        let refused =
+            ring.install((OrgId::from_bytes([2; 16]), "free"), material(4), Origin::Customer, 6);
         assert!(matches!(refused, Err(Error::NotEntitled { .. })));
         assert_eq!(ring.org("free").unwrap().versions.len(), 1);
-        ring.install("free", material(4), Origin::Platform, 6).unwrap();
+        ring.install((OrgId::from_bytes([2; 16]), "free"), material(4), Origin::Platform, 6)
+            .unwrap();
     }
 
     #[test]
     fn an_encoded_keyring_comes_back_whole() {
         let mut ring = ring();
-        ring.install("acme", material(2), Origin::Customer, 6).unwrap();
+        ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
         let bytes = crate::sealed::encode(&ring.duplicate());
         let back: Keyring = crate::sealed::decode(&bytes).unwrap();
         assert_eq!(crate::sealed::encode(&back), bytes);

@@ -1,5 +1,7 @@
 //! Which changes of state a key may make, and what an org may do.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyState, Suite};
@@ -17,19 +19,37 @@ use crate::id::{KeyState, Suite};
 pub struct OrgPolicy {
     may_bring_key: bool,
     suite: Suite,
+    retire: RetirePolicy,
+}
+
+/// When a version under which no record is left is retired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetirePolicy {
+    /// As soon as that is proven.
+    #[default]
+    Immediate,
+    /// After a hold of this length, which is a rehearsal: a record that would need the version
+    /// meanwhile is served all the same, counted and re-encrypted, and the hold starts anew.
+    /// When the hold is over it is proven once more that no record is left.
+    AfterHold(Duration),
+    /// Not before [`KeyAdmin::retire`](crate::KeyAdmin::retire) is called. Until then it is held
+    /// like above.
+    Manual,
 }
 
 impl OrgPolicy {
     /// The org may bring its own key.
     #[must_use]
     pub fn byok() -> Self {
-        Self { may_bring_key: true, suite: Suite::default() }
+        Self { may_bring_key: true, ..Self::platform_only() }
     }
 
     /// The org has platform keys only.
     #[must_use]
     pub fn platform_only() -> Self {
-        Self { may_bring_key: false, suite: Suite::default() }
+        let (suite, retire) = (Suite::default(), RetirePolicy::default());
+        Self { may_bring_key: false, suite, retire }
     }
 
     /// The suite that the org starts with; later it is changed by `KeyAdmin::change_suite`.
@@ -37,6 +57,19 @@ impl OrgPolicy {
     pub fn with_suite(mut self, suite: Suite) -> Self {
         self.suite = suite;
         self
+    }
+
+    /// When a version under which no record is left is retired. Default immediately.
+    #[must_use]
+    pub fn with_retire(mut self, retire: RetirePolicy) -> Self {
+        self.retire = retire;
+        self
+    }
+
+    /// When a version under which no record is left is retired.
+    #[must_use]
+    pub fn retire(&self) -> RetirePolicy {
+        self.retire
     }
 
     /// Whether the org may bring its own key.

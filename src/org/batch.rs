@@ -53,6 +53,7 @@ impl Batch {
     pub fn commit(self) -> Result<()> {
         let Org { engine, state, .. } = &self.org;
         engine.check_writable()?;
+        state.check_exists()?;
         for (name, value) in &self.writes {
             check_name(name)?;
             check_value(value.as_deref().unwrap_or_default())?;

@@ -47,7 +47,8 @@ impl Scan {
 
     /// `None` if the record was deleted since the storage handed it out.
     fn open(&self, pair: Result<(Vec<u8>, Stored)>) -> Option<Result<Record>> {
-        let opened = self.engine.check_open().and(pair).and_then(|(key, stored)| {
+        let usable = self.engine.check_open().and(self.org.check_exists());
+        let opened = usable.and(pair).and_then(|(key, stored)| {
             let name = key[OrgId::LEN..].to_vec();
             let value = self.engine.open_or_reread(&self.org, &name, &stored)?;
             Ok(value.map(|value| Record { name, value }))

@@ -10,6 +10,7 @@ use crate::audit::{Certificate, CertificateKind};
 use crate::engine::OrgState;
 use crate::error::{Error, Result};
 use crate::id::{KeyState, KeyVersion, Suite};
+use crate::keyring;
 use crate::storage::{Space, prefix_range};
 
 /// A rotation that was asked for. Dropping the handle does not stop it; nothing does.
@@ -38,6 +39,8 @@ pub struct Rotation {
 pub(crate) enum Target {
     Version(KeyVersion),
     Suite(Suite),
+    /// Every record of an erased org.
+    Org,
 }
 
 impl Rotation {
@@ -56,7 +59,7 @@ impl Rotation {
     pub fn replaces(&self) -> Option<KeyVersion> {
         match self.target {
             Target::Version(version) => Some(version),
-            Target::Suite(_) => None,
+            Target::Suite(_) | Target::Org => None,
         }
     }
 
@@ -82,7 +85,8 @@ impl Rotation {
     /// and each gives the certificate of the version that it replaced.
     ///
     /// # Errors
-    /// [`Error::RotationBlocked`] if records do not open, [`Error::Closed`] if the store is
+    /// [`Error::RotationBlocked`] if records do not open, [`Error::RetirementAwaited`] if the
+    /// policy retires only by hand, [`Error::OrgErased`], [`Error::Closed`] if the store is
     /// closed first (the rotation then goes on at the next open), [`Error::Bug`].
     pub fn wait(&self) -> Result<Certificate> {
         loop {
@@ -106,6 +110,9 @@ impl Rotation {
             if let Some(Report { blocked: Some(why), .. }) = board.reports.get(&self.org.id) {
                 return Err(why.clone());
             }
+            if self.target != Target::Org {
+                self.org.check_exists()?;
+            }
             if self.rotations.engine.is_closed() {
                 return Err(Error::Closed);
             }
@@ -126,7 +133,12 @@ impl Rotation {
                 keys.slot(version).is_some_and(|slot| slot.state == KeyState::Retired)
             }
             Target::Suite(suite) => self.rotations.engine.with_keyring(|keyring| {
-                keyring.org(&self.org.name).is_ok_and(|entry| entry.suite_before != Some(suite))
+                let entry = keyring.entry(self.org.id);
+                entry.is_some_and(|entry| entry.suite_before != Some(suite))
+            }),
+            Target::Org => self.rotations.engine.with_keyring(|keyring| {
+                let entry = keyring.entry(self.org.id);
+                entry.is_some_and(|entry| entry.erasure == Some(keyring::Erasure::RecordsDeleted))
             }),
         }
     }
@@ -145,6 +157,7 @@ impl Rotation {
                     certificate.version == version
                 }
                 (Target::Suite(ours), CertificateKind::SuiteRetired { suite }) => ours == suite,
+                (Target::Org, CertificateKind::OrgErased) => true,
                 _ => false,
             };
             let generation = |c: &Certificate| c.keyring_generation;
@@ -154,6 +167,45 @@ impl Rotation {
         }
         let missing = Error::CertificateInvalid { why: "it is missing from the database" };
         newest.ok_or(missing).map(Some)
+    }
+}
+
+/// The erasure of an org. Dropping the handle does not stop it; nothing does.
+#[derive(Clone, Debug)]
+pub struct Erasure(Rotation);
+
+impl Erasure {
+    pub(crate) fn new(rotations: Arc<Rotations>, org: Arc<OrgState>) -> Self {
+        Self(Rotation::new(rotations, org, Target::Org))
+    }
+
+    /// Name that the org had.
+    #[must_use]
+    pub fn org(&self) -> &str {
+        self.0.org()
+    }
+
+    /// How far it has got.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.0.progress()
+    }
+
+    /// Waits for the end: no record is left, durably.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the store is closed first; the erasure then goes on at the next
+    /// open.
+    pub fn wait(&self) -> Result<Certificate> {
+        self.0.wait()
+    }
+
+    /// Waits at most `timeout` for the end; `None` if it has not come.
+    ///
+    /// # Errors
+    /// Those of [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Certificate>> {
+        self.0.wait_timeout(timeout)
     }
 }
 

@@ -5,7 +5,9 @@
 //! seal. What is under way is read from the keyring, so a killed store goes on by itself.
 
 mod count;
+mod erase;
 mod handle;
+mod hold;
 mod pass;
 mod progress;
 mod retire;
@@ -24,8 +26,9 @@ use crate::error::{Error, Result};
 use crate::id::OrgId;
 
 pub(crate) use count::HeaderCount;
-pub use handle::Rotation;
 pub(crate) use handle::Target;
+pub use handle::{Erasure, Rotation};
+pub(crate) use hold::release;
 pub use progress::{Phase, Progress};
 pub use throttle::Throttle;
 
@@ -53,6 +56,8 @@ struct Report {
 enum Command {
     /// The org's keyring entry may have changed, or what blocked it may be mended.
     Wake(Arc<OrgState>),
+    /// The org's keys are destroyed; its records are to go.
+    Erase(Arc<OrgState>),
     Pause(OrgId, bool),
     /// The throttle was changed.
     Pace,
@@ -77,11 +82,13 @@ impl Rotations {
             board: Mutex::new(Board { reports: HashMap::new(), throttle }),
             changed: Condvar::new(),
         });
-        for org in rotations.engine.orgs() {
-            if rotations.is_rotating(&org) {
-                tracing::info!(org = %org.name, "going on with an unfinished rotation");
-                rotations.wake(&org);
-            }
+        for org in rotations.engine.rotating() {
+            tracing::info!(org = %org.name, "going on with an unfinished rotation");
+            rotations.wake(&org);
+        }
+        for org in rotations.engine.half_erased() {
+            tracing::info!(org = %org.name, "going on with an unfinished erasure");
+            rotations.erase(&org);
         }
         let shared = Arc::clone(&rotations);
         let thread = std::thread::Builder::new()
@@ -103,6 +110,11 @@ impl Rotations {
         }
         // The worker is gone only when the store is closed.
         let _ = self.commands.send(Command::Wake(Arc::clone(org)));
+    }
+
+    pub(crate) fn erase(&self, org: &Arc<OrgState>) {
+        self.board().reports.insert(org.id, Report::queued(&org.name));
+        let _ = self.commands.send(Command::Erase(Arc::clone(org)));
     }
 
     pub(crate) fn pause(&self, org: &OrgState, paused: bool) {
@@ -129,7 +141,7 @@ impl Rotations {
 
     pub(crate) fn is_rotating(&self, org: &OrgState) -> bool {
         let rotating = |entry: &crate::keyring::OrgEntry| entry.is_rotating();
-        self.engine.with_keyring(|keyring| keyring.org(&org.name).is_ok_and(rotating))
+        self.engine.with_keyring(|keyring| keyring.entry(org.id).is_some_and(rotating))
     }
 
     fn board(&self) -> std::sync::MutexGuard<'_, Board> {

@@ -18,6 +18,10 @@ pub enum Phase {
     Verifying,
     /// Storage, certificate and keyring are made durable.
     Retiring,
+    /// Nothing is left under the old key, which the org's policy holds before it is retired.
+    Held,
+    /// The org's keys are destroyed; its records are deleted.
+    Erasing,
     /// Something is in the way; it is tried again by itself. See [`Progress::reason`].
     Waiting,
     /// Records do not open; somebody must look. See [`Progress::reason`].
@@ -33,6 +37,8 @@ impl fmt::Display for Phase {
             Self::Rewriting => "rewriting",
             Self::Verifying => "verifying",
             Self::Retiring => "retiring",
+            Self::Held => "held",
+            Self::Erasing => "erasing",
             Self::Waiting => "waiting",
             Self::Blocked => "blocked",
             Self::Done => "done",
@@ -63,7 +69,7 @@ pub struct Progress {
     /// At this rate, for the rest of this phase.
     #[serde(serialize_with = "seconds")]
     pub time_left: Option<Duration>,
-    /// Why it waits or is blocked.
+    /// Why it waits, is held or is blocked.
     pub reason: Option<String>,
 }
 

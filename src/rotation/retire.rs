@@ -41,6 +41,16 @@ impl CountedZero {
         (!versions.is_empty() || suite.is_some()).then_some(Self { pass, versions, suite })
     }
 
+    pub(super) fn versions(&self) -> &[KeyVersion] {
+        &self.versions
+    }
+
+    /// Only what is also in `versions`, and the suite; `None` if nothing is left of it.
+    pub(super) fn only(mut self, versions: &[KeyVersion]) -> Option<Self> {
+        self.versions.retain(|version| versions.contains(version));
+        (!self.versions.is_empty() || self.suite.is_some()).then_some(self)
+    }
+
     pub(super) fn sync(self, engine: &Engine) -> Result<Synced> {
         engine.sync()?;
         Ok(Synced(self))
@@ -64,7 +74,7 @@ pub(super) fn retire(
     };
     let certificates = engine.change(None, |keyring, drafts| {
         let (store, generation) = (keyring.store, keyring.generation);
-        let entry = keyring.org_mut(&org.name)?;
+        let entry = keyring.org_mut(org.id, &org.name)?;
         let successor = pass.leaving.active;
         let certificate = |kind, version: &crate::keyring::VersionEntry, rewritten| Certificate {
             kind,
@@ -77,6 +87,7 @@ pub(super) fn retire(
             successor,
             records_rewritten: rewritten,
             records_verified: pass.records,
+            records_deleted: 0,
             records_left: 0,
             at_unix_ms: now,
             keyring_generation: generation,

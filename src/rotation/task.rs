@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::Report;
 use super::count::HeaderCount;
+use super::erase::Deletion;
+use super::hold;
 use super::pass::{CleanPass, Cursor, Done, Job, Pass, Rewritten};
 use super::progress::{Phase, Progress};
 use super::retire::{self, CountedZero};
 use super::throttle::Meter;
+use crate::audit::{now_unix_ms, rfc3339};
 use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -23,6 +26,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Task {
     pub(super) org: Arc<OrgState>,
     pub(super) paused: bool,
+    is_erasure: bool,
     stage: Stage,
     retry_delay: Duration,
     /// `None` until it is read from the database.
@@ -32,11 +36,31 @@ pub(super) struct Task {
 }
 
 enum Stage {
-    Rewriting { pass: Pass, fault: Option<Error> },
-    Verifying { pass: CleanPass, count: HeaderCount },
-    Waiting { until: Instant, why: Error },
-    Blocked { why: Error, unreadable: u64 },
-    Done { records: u64 },
+    Rewriting {
+        pass: Pass,
+        fault: Option<Error>,
+    },
+    Verifying {
+        pass: CleanPass,
+        count: HeaderCount,
+    },
+    /// Until a time, milliseconds since 1970; and what goes only by hand.
+    Held {
+        until: Option<u64>,
+        by_hand: Option<KeyVersion>,
+    },
+    Erasing(Deletion),
+    Waiting {
+        until: Instant,
+        why: Error,
+    },
+    Blocked {
+        why: Error,
+        unreadable: u64,
+    },
+    Done {
+        records: u64,
+    },
 }
 
 /// What a step led to.
@@ -61,6 +85,7 @@ impl Task {
         Self {
             stage: Stage::Rewriting { pass: Pass::new(&org), fault: None },
             paused: false,
+            is_erasure: false,
             retry_delay: FIRST_RETRY,
             rewritten: None,
             survey: Survey { cursor: Cursor::new(org.id), records: 0 },
@@ -69,10 +94,15 @@ impl Task {
         }
     }
 
+    /// The task of an org whose keys are destroyed.
+    pub(super) fn erasing(org: Arc<OrgState>) -> Self {
+        Self { is_erasure: true, stage: Stage::Erasing(Deletion::new(&org)), ..Self::new(org) }
+    }
+
     /// The keyring changed, or somebody asked to try again.
     pub(super) fn wake(&mut self) {
-        if matches!(self.stage, Stage::Waiting { .. } | Stage::Blocked { .. } | Stage::Done { .. })
-        {
+        use Stage::{Blocked, Done, Held, Waiting};
+        if matches!(self.stage, Waiting { .. } | Blocked { .. } | Done { .. } | Held { .. }) {
             self.start_pass();
         }
     }
@@ -99,6 +129,22 @@ impl Task {
         match &mut self.stage {
             Stage::Done { .. } => Ok(Step::Finished),
             Stage::Blocked { .. } => Ok(Step::Idle(None)),
+            Stage::Held { until: None, .. } => Ok(Step::Idle(None)),
+            Stage::Held { until: Some(until), .. } => {
+                let left = Duration::from_millis(until.saturating_sub(now_unix_ms()));
+                if !left.is_zero() {
+                    // Looks again now and then: this machine's clock may be set meanwhile.
+                    return Ok(Step::Idle(Some(now + left.min(LONGEST_RETRY))));
+                }
+                self.start_pass();
+                Ok(Step::Went)
+            }
+            Stage::Erasing(deletion) => {
+                if !deletion.step(engine, &self.org)? {
+                    self.stage = Stage::Done { records: deletion.deleted };
+                }
+                Ok(Step::Went)
+            }
             Stage::Waiting { until, .. } if *until > now => Ok(Step::Idle(Some(*until))),
             Stage::Waiting { .. } => {
                 self.start_pass();
@@ -161,7 +207,7 @@ impl Task {
     /// Counts on a little for the time left, if that is not done yet.
     pub(super) fn survey(&mut self, engine: &Engine) -> bool {
         const STEP: usize = 4096;
-        if self.survey.cursor.exhausted || self.paused {
+        if self.survey.cursor.exhausted || self.paused || self.is_erasure {
             return false;
         }
         match self.survey.cursor.chunk(engine, STEP) {
@@ -172,7 +218,11 @@ impl Task {
     }
 
     fn start_pass(&mut self) {
-        self.stage = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        self.stage = if self.is_erasure {
+            Stage::Erasing(Deletion::new(&self.org))
+        } else {
+            Stage::Rewriting { pass: Pass::new(&self.org), fault: None }
+        };
     }
 
     fn finish_pass(&mut self) {
@@ -215,6 +265,11 @@ impl Task {
             // suspended. The next pass finds out.
             return self.still_suspended(engine).map_or(Ok(()), Err);
         };
+        let verdict = hold::hold(engine, &self.org, zero.versions())?;
+        let Some(zero) = zero.only(&verdict.go) else {
+            self.stage = Stage::Held { until: verdict.next(), by_hand: verdict.by_hand() };
+            return Ok(());
+        };
         let rewritten = self.rewritten.get_or_insert_default();
         retire::retire(engine, &self.org, zero.sync(engine)?, rewritten)?;
         if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, count.census().total()) }
@@ -228,16 +283,16 @@ impl Task {
     }
 
     fn under_way(&self, engine: &Engine) -> (bool, Option<Suite>) {
-        engine.with_keyring(|keyring| match keyring.org(&self.org.name) {
-            Ok(entry) => (entry.is_rotating(), entry.suite_before),
-            Err(_) => (false, None),
+        engine.with_keyring(|keyring| match keyring.entry(self.org.id) {
+            Some(entry) => (entry.is_rotating(), entry.suite_before),
+            None => (false, None),
         })
     }
 
     fn still_suspended(&self, engine: &Engine) -> Option<Error> {
         use KeyState::Suspended;
         let version = engine.with_keyring(|keyring| {
-            let entry = keyring.org(&self.org.name).ok()?;
+            let entry = keyring.entry(self.org.id)?;
             entry.versions.iter().find(|v| v.state == Suspended).map(|v| v.version)
         })?;
         Some(Error::KeySuspended { org: self.org.name.to_string(), version })
@@ -273,6 +328,25 @@ impl Task {
             Stage::Verifying { count, .. } => {
                 progress.phase = Phase::Verifying;
                 progress.scanned = count.census().total();
+            }
+            Stage::Held { until, by_hand } => {
+                progress.phase = Phase::Held;
+                let org = || self.org.name.to_string();
+                match (until, by_hand) {
+                    (None, &Some(version)) => {
+                        let why = Error::RetirementAwaited { org: org(), version };
+                        progress.reason = Some(why.to_string());
+                        blocked = Some(why);
+                    }
+                    (until, _) => {
+                        let until = rfc3339(until.unwrap_or_default());
+                        progress.reason = Some(format!("the old key is held until {until}"));
+                    }
+                }
+            }
+            Stage::Erasing(deletion) => {
+                progress.phase = Phase::Erasing;
+                progress.scanned = deletion.deleted;
             }
             Stage::Waiting { why, .. } => {
                 progress.phase = Phase::Waiting;

@@ -92,6 +92,10 @@ impl Coordinator<'_> {
                     self.shared.report(org, task.report());
                 }
             }
+            Command::Erase(org) => {
+                self.tasks.retain(|task| task.org.id != org.id);
+                self.tasks.push_back(Task::erasing(org));
+            }
             Command::Wake(org) => match self.tasks.iter_mut().find(|task| task.org.id == org.id) {
                 Some(task) => task.wake(),
                 None => self.tasks.push_back(Task::new(org)),

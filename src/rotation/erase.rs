@@ -1,0 +1,83 @@
+//! Deleting what an erased org has left: its keys are destroyed already, so what is deleted is
+//! bytes that nobody can open.
+
+use super::count::HeaderCount;
+use super::pass::Cursor;
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms};
+use crate::engine::{Engine, OrgState};
+use crate::error::Result;
+use crate::failpoint;
+use crate::keyring::{Erasure, Owed};
+use crate::storage::{Space, Write};
+
+/// The deletion of one org's records, under way.
+pub(super) struct Deletion {
+    cursor: Cursor,
+    pub(super) deleted: u64,
+}
+
+impl Deletion {
+    /// Records deleted in one step.
+    const STEP: usize = 512;
+
+    pub(super) fn new(org: &OrgState) -> Self {
+        Self { cursor: Cursor::new(org.id), deleted: 0 }
+    }
+
+    /// Deletes the next records; `false` once none is left and that is certified.
+    pub(super) fn step(&mut self, engine: &Engine, org: &OrgState) -> Result<bool> {
+        let records = self.cursor.chunk(engine, Self::STEP)?;
+        if !records.is_empty() {
+            let count = records.len() as u64;
+            let delete = |(key, _)| Write { key, value: None };
+            engine.storage.apply(Space::Records, records.into_iter().map(delete).collect())?;
+            engine.written();
+            self.deleted += count;
+            failpoint::reach("erase.deleted", &org.name);
+            return Ok(true);
+        }
+        if HeaderCount::run(engine, org)?.total() > 0 {
+            self.cursor = Cursor::new(org.id);
+            return Ok(true);
+        }
+        failpoint::reach("erase.counted", &org.name);
+        engine.sync()?;
+        self.certify(engine, org)?;
+        Ok(false)
+    }
+
+    fn certify(&self, engine: &Engine, org: &OrgState) -> Result<()> {
+        engine.change(None, |keyring, drafts| {
+            let (store, generation) = (keyring.store, keyring.generation);
+            let Some(entry) = keyring.orgs.iter_mut().find(|entry| entry.id == org.id) else {
+                return Ok(());
+            };
+            entry.erasure = Some(Erasure::RecordsDeleted);
+            let newest = entry.newest();
+            let certificate = engine.notary.certify(Certificate {
+                kind: CertificateKind::OrgErased,
+                store,
+                org: org.name.to_string(),
+                org_id: org.id,
+                version: newest.version,
+                fingerprint: newest.fingerprint,
+                origin: newest.origin,
+                successor: newest.version,
+                records_rewritten: 0,
+                records_verified: 0,
+                records_deleted: self.deleted,
+                records_left: 0,
+                at_unix_ms: now_unix_ms(),
+                keyring_generation: generation,
+                authenticator: Vec::new(),
+            });
+            let key = certificate.key();
+            let value = engine.notary.seal(&key, &certificate)?;
+            keyring.outbox.push(Owed { key, value });
+            drafts.push(Draft::new(AuditEvent::OrgErased).org(&org.name, org.id));
+            Ok(())
+        })?;
+        tracing::info!(org = %org.name, records = self.deleted, "org erased");
+        Ok(())
+    }
+}

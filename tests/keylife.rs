@@ -1,0 +1,226 @@
+//! The rest of a key's life: held before its retirement, retired by hand, erased with its org.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use byokv::{
+    AuditEvent, CertificateKind, Error, KeyState, OrgPolicy, Phase, RetirePolicy, RootKey, Store,
+    failpoint,
+};
+use common::{Ended, Place, check_filled, escape, filled, key_text, material, tamper};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn policy(retire: RetirePolicy) -> OrgPolicy {
+    OrgPolicy::byok().with_retire(retire)
+}
+
+fn states(store: &Store, org: &str) -> Vec<KeyState> {
+    store.keys().status(org).unwrap().versions.iter().map(|v| v.state).collect()
+}
+
+fn events(store: &Store) -> Vec<AuditEvent> {
+    store.keys().audit().map(|entry| entry.unwrap().event).collect()
+}
+
+#[test]
+fn a_key_is_held_until_it_is_released_by_hand() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 100);
+    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    assert!(matches!(store.keys().retire("acme"), Err(Error::KeyConflict { .. })));
+    let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+    match rotation.wait_timeout(SOON) {
+        Err(Error::RetirementAwaited { version, .. }) => assert_eq!(version.get(), 1),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rotation.progress().phase, Phase::Held);
+    assert_eq!(states(&store, "acme"), [KeyState::DecryptOnly, KeyState::Active]);
+    drop((rotation, org));
+    store.close().unwrap();
+
+    // Nothing but the operator's word ends it, a restart neither.
+    let store = place.open();
+    let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    assert!(matches!(rotation.wait_timeout(SOON), Err(Error::RetirementAwaited { .. })));
+    let certificate = store.keys().retire("acme").unwrap().ended();
+    assert_eq!((certificate.version.get(), certificate.records_rewritten), (1, 100));
+    assert_eq!(states(&store, "acme"), [KeyState::Retired, KeyState::Active]);
+    check_filled(&store.org("acme").unwrap(), 100);
+    let events = events(&store);
+    assert!(events.contains(&AuditEvent::KeyHeld) && events.contains(&AuditEvent::KeyReleased));
+}
+
+#[test]
+fn a_hold_ends_by_itself() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 100);
+    let hold = Duration::from_millis(600);
+    store.keys().set_policy("acme", policy(RetirePolicy::AfterHold(hold))).unwrap();
+    let start = Instant::now();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    assert!(rotation.wait_timeout(hold / 3).unwrap().is_none());
+    rotation.ended();
+    assert!(start.elapsed() >= hold);
+    check_filled(&org, 100);
+    let late = filled(&store, "late", 1);
+    store
+        .keys()
+        .set_policy("late", policy(RetirePolicy::AfterHold(Duration::from_secs(3600))))
+        .unwrap();
+    let rotation = store.keys().rotate_platform_key("late").unwrap();
+    while rotation.progress().phase != Phase::Held {
+        assert!(rotation.wait_timeout(Duration::from_millis(5)).unwrap().is_none());
+    }
+    assert!(rotation.progress().reason.unwrap().contains("held until"));
+    // The policy may change its mind.
+    store.keys().set_policy("late", policy(RetirePolicy::Immediate)).unwrap();
+    rotation.resume();
+    rotation.ended();
+    drop(late);
+}
+
+/// The rehearsal: a record that turns up under a held key is served, counted and re-encrypted,
+/// and the hold starts anew.
+#[test]
+fn a_record_that_needs_a_held_key_is_served_and_breaks_the_hold() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 50);
+    let id = org.id();
+    drop(org);
+    store.close().unwrap();
+    let key = escape(&[&id.as_bytes()[..], b"n00007"].concat());
+    let mut old = Vec::new();
+    tamper(&place, "records", |records| old = records.get(&key).unwrap().unwrap().to_vec());
+    let store = place.open();
+    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+    assert!(matches!(rotation.wait_timeout(SOON), Err(Error::RetirementAwaited { .. })));
+    drop(rotation);
+    store.close().unwrap();
+
+    // Somebody puts a record of the old key back.
+    tamper(&place, "records", |records| drop(records.insert(&key, old).unwrap()));
+    let store = place.open();
+    let org = store.org("acme").unwrap();
+    check_filled(&org, 50);
+    let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    while !events(&store).iter().any(|event| matches!(event, AuditEvent::HoldBroken { .. })) {
+        let _ = rotation.wait_timeout(Duration::from_millis(10));
+    }
+    assert_eq!(store.keys().census("acme").unwrap().by_version.len(), 1, "re-encrypted");
+    assert_eq!(states(&store, "acme")[0], KeyState::DecryptOnly);
+    store.keys().retire("acme").unwrap().ended();
+    check_filled(&org, 50);
+}
+
+#[test]
+fn an_erased_org_is_gone_and_its_name_is_free() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 2000);
+    let other = filled(&store, "umbra", 10);
+    let key = key_text();
+    store.keys().provision("acme", material(&key)).unwrap();
+    let watch = org.watch("").unwrap();
+    let erasure = store.keys().erase_org("acme").unwrap();
+    for refused in [
+        org.get("n00001").err(),
+        org.put("n", "v").err(),
+        org.delete("n00001").err(),
+        org.contains("n").err(),
+        org.batch().put("n", "v").commit().err(),
+        org.scan("").find_map(Result::err),
+        org.watch("").err(),
+    ] {
+        assert!(matches!(refused, None | Some(Error::OrgErased { .. })), "{refused:?}");
+    }
+    assert!(matches!(org.get("n00001"), Err(Error::OrgErased { .. })));
+    assert!({ watch }.next().is_none_or(|change| change.is_err()));
+    assert!(matches!(store.org("acme"), Err(Error::OrgUnknown { .. })));
+    let certificate = erasure.wait_timeout(SOON).unwrap().unwrap();
+    assert_eq!(certificate.kind, CertificateKind::OrgErased);
+    assert_eq!((certificate.records_deleted, certificate.records_left), (2000, 0));
+    store.keys().verify_certificate(&certificate).unwrap();
+    assert!(certificate.to_string().contains("erasure"), "{certificate}");
+    check_filled(&other, 10);
+    let again = filled(&store, "acme", 5);
+    assert_ne!(again.id(), certificate.org_id);
+    let reused = store.keys().provision("acme", material(&key));
+    assert!(matches!(reused, Err(Error::KeyReused { .. })), "its keys never come again");
+    check_filled(&again, 5);
+    assert_eq!(store.orgs().len(), 2);
+    drop((org, other, again, erasure));
+    store.close().unwrap();
+    check_filled(&place.open().org("acme").unwrap(), 5);
+}
+
+/// Not a test of its own: erases and is killed on the way.
+#[test]
+fn child() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let root = material(&std::env::var("BYOKV_CHILD_ROOT").unwrap());
+    let store = Store::open(data, RootKey::from_material(root)).unwrap();
+    store.keys().erase_org("acme").unwrap().wait().unwrap();
+}
+
+/// Killed at any point, the org is whole or its keys are gone; what was begun ends by itself.
+#[test]
+fn an_erasure_killed_at_each_point_ends_by_itself() {
+    let of_keyring = failpoint::ALL.iter().filter(|point| point.starts_with("keyring."));
+    let mut points: Vec<String> = of_keyring.clone().map(|p| (*p).to_owned()).collect();
+    points.extend(of_keyring.filter(|p| **p != "keyring.published").map(|p| format!("{p}:2")));
+    points.extend(failpoint::ERASURE.iter().map(|p| (*p).to_owned()));
+    points.push("erase.deleted:2".to_owned());
+    for point in points {
+        let place = Place::new();
+        let store = place.open();
+        drop(filled(&store, "acme", 1200));
+        drop(filled(&store, "umbra", 20));
+        store.close().unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child"])
+            .env("BYOKV_FAILPOINT", &point)
+            .env("BYOKV_CHILD", place.data())
+            .env("BYOKV_CHILD_ROOT", &place.root)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success(), "{point} was not reached");
+        let store = place.open();
+        let erased = || {
+            let mut certificates = store.keys().certificates().map(Result::unwrap);
+            certificates.any(|c| c.kind == CertificateKind::OrgErased)
+        };
+        match store.org("acme") {
+            Ok(org) => {
+                assert_eq!(point, "keyring.written", "the org is whole only before the exchange");
+                check_filled(&org, 1200);
+                drop(org);
+                let erasure = store.keys().erase_org("acme").unwrap();
+                erasure.wait_timeout(SOON).unwrap().unwrap();
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::OrgUnknown { .. }));
+                let start = Instant::now();
+                while !erased() {
+                    assert!(start.elapsed() < SOON, "{point}: does not go on by itself");
+                    std::thread::yield_now();
+                }
+            }
+        }
+        assert!(erased());
+        check_filled(&store.org("umbra").unwrap(), 20);
+        store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+        store.close().unwrap();
+        tamper(&place, "records", |records| assert_eq!(records.len(), 20, "{point}"));
+    }
+}
