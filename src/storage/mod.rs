@@ -3,13 +3,15 @@
 mod sled;
 
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
 pub(crate) use self::sled::{SledOptions, SledStorage, Stored};
 
 /// Two key spaces of one store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
     /// Envelopes: org id ‖ name.
     Records,
@@ -60,6 +62,31 @@ pub(crate) trait Storage: Send + Sync {
     fn stop_writing(&self, error: Error) -> Error;
 
     fn bytes_on_disk(&self) -> Result<u64>;
+
+    /// Where the files of the current database lie.
+    fn dir(&self) -> PathBuf;
+
+    /// Copies everything that lives into a fresh database in `dir`, while the storage works.
+    fn copy_to(&self, dir: &Path) -> Result<Box<dyn Successor + '_>>;
+}
+
+/// A copy that may take the place of the current database.
+pub(crate) trait Successor {
+    /// Copies what was written meanwhile, until that is little.
+    fn catch_up(&mut self) -> Result<()>;
+
+    /// Lets no more writes in, copies the rest and makes the copy durable. Dropping what it
+    /// gives lets the writes go on, on the old database.
+    fn freeze(&self) -> Result<Box<dyn Frozen + '_>>;
+
+    /// After the switch: waits at most `longest` until nobody uses the old database any more.
+    fn close_old(self: Box<Self>, longest: Duration) -> bool;
+}
+
+/// The storage at a standstill.
+pub(crate) trait Frozen {
+    /// Goes on with the copy. How long nobody could write.
+    fn switch(self: Box<Self>) -> Duration;
 }
 
 /// The range of all keys that start with `prefix`.

@@ -1,0 +1,137 @@
+//! A fresh copy of what lives in a database, made while it is written to.
+
+use std::collections::HashSet;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::sync::ShardedLockWriteGuard;
+
+use super::super::Frozen;
+use super::{Database, Shared, Space, Successor};
+use crate::error::Result;
+
+const SPACES: [Space; 2] = [Space::System, Space::Records];
+/// Bytes copied at once.
+const PIECE: usize = 1 << 20;
+
+pub(super) struct Copy<'a> {
+    shared: &'a Shared,
+    old: Arc<Database>,
+    new: Arc<Database>,
+}
+
+impl<'a> Copy<'a> {
+    /// Copies everything once. What is written meanwhile is noted.
+    ///
+    /// 1. from now on writes note their keys;
+    /// 2. writers that did not see that have left; must come before 3, or the scan passes a key
+    ///    that is then written without a note;
+    /// 3. the scan.
+    pub(super) fn start(shared: &'a Shared, dir: &Path) -> Result<Self> {
+        let new = Arc::new(Database::open(dir, &shared.options)?);
+        shared.copying.store(true, Ordering::Release);
+        drop(shared.writes.write().unwrap_or_else(PoisonError::into_inner));
+        let copy = Self { shared, old: Arc::clone(&shared.current()), new };
+        for space in SPACES {
+            copy.copy_all(space)?;
+        }
+        Ok(copy)
+    }
+
+    fn copy_all(&self, space: Space) -> Result<()> {
+        let mut iter = self.old.range(space, (Bound::Unbounded, Bound::Unbounded))?;
+        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        while let Some((key, value)) = self.old.step(|| iter.next())? {
+            bytes += key.len() + value.len();
+            batch.insert(key, value);
+            if bytes >= PIECE {
+                self.new.apply_raw(space, std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        self.new.apply_raw(space, batch)
+    }
+
+    fn copy_noted(&self) -> Result<usize> {
+        let noted: HashSet<_> = {
+            let mut noted = self.shared.written.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *noted)
+        };
+        for (space, key) in &noted {
+            let mut batch = sled::Batch::default();
+            match self.old.get_raw(*space, key)? {
+                Some(value) => batch.insert(key.clone(), value),
+                None => batch.remove(key.clone()),
+            }
+            self.new.apply_raw(*space, batch)?;
+        }
+        Ok(noted.len())
+    }
+}
+
+impl Successor for Copy<'_> {
+    /// The last round must be short: it is made while nobody may write.
+    fn catch_up(&mut self) -> Result<()> {
+        const FEW: usize = 100;
+        const ROUNDS: usize = 20;
+        for _ in 0..ROUNDS {
+            let copied = self.copy_noted()?;
+            self.new.sync()?;
+            if copied <= FEW {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Frozen + '_>> {
+        let since = Instant::now();
+        let writes = self.shared.writes.write().unwrap_or_else(PoisonError::into_inner);
+        self.copy_noted()?;
+        self.new.sync()?;
+        Ok(Box::new(Standstill { copy: self, _writes: writes, since }))
+    }
+
+    fn close_old(self: Box<Self>, longest: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(1);
+
+        let old = Arc::downgrade(&self.old);
+        drop(self);
+        let start = Instant::now();
+        while old.strong_count() > 0 {
+            if start.elapsed() > longest {
+                return false;
+            }
+            std::thread::park_timeout(STEP);
+        }
+        true
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        self.shared.copying.store(false, Ordering::Release);
+        self.shared.written.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// No write is under way, none may begin, and the copy is complete and durable.
+struct Standstill<'a> {
+    copy: &'a Copy<'a>,
+    _writes: ShardedLockWriteGuard<'a, ()>,
+    since: Instant,
+}
+
+impl Frozen for Standstill<'_> {
+    fn switch(self: Box<Self>) -> Duration {
+        let shared = self.copy.shared;
+        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::clone(&self.copy.new);
+        drop(current);
+        shared.copying.store(false, Ordering::Release);
+        self.since.elapsed()
+    }
+}
