@@ -266,6 +266,9 @@ pub enum Error {
         /// What does not fit.
         why: &'static str,
     },
+    /// Residue is being erased already.
+    #[error("residue is being erased already; nothing was changed; wait for that to end")]
+    ResidueBusy,
     /// The operating system gave no random bytes.
     #[error("the operating system's random source failed: {why}; nothing was written")]
     RandomUnavailable {

@@ -11,6 +11,15 @@ pub use enabled::*;
 /// The points that the erasure of an org passes besides those of the keyring and of syncs.
 pub const ERASURE: &[&str] = &["erase.keys_gone", "erase.deleted", "erase.counted"];
 
+/// The points that the removal of residue passes besides those.
+pub const RESIDUE: &[&str] = &[
+    "residue.copied",
+    "residue.frozen",
+    "residue.switched",
+    "residue.overwritten",
+    "residue.removed",
+];
+
 /// The points of a rotation, in the order in which a key's life passes them.
 pub const ALL: &[&str] = &[
     "put.sealed",
@@ -108,7 +117,7 @@ mod enabled {
         org: &str,
         action: impl Fn() + Send + Sync + 'static,
     ) -> Installed {
-        let known = [super::ALL, super::ERASURE].concat().contains(&point);
+        let known = [super::ALL, super::ERASURE, super::RESIDUE].concat().contains(&point);
         assert!(known, "no failpoint has the name {point}");
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut hooks = HOOKS.write().unwrap_or_else(PoisonError::into_inner);

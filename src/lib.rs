@@ -50,7 +50,7 @@ mod store;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
-pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Watch};
+pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
 pub use error::{Error, KeyMaterialError, Result};
 pub use id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};

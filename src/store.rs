@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, status};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::keyring::OrgPolicy;
@@ -228,6 +228,42 @@ impl Store {
     /// [`Error::KeyReused`] for the material of an org's key; disk errors of the machine.
     pub fn change_root_key(&self, root: RootKey) -> Result<()> {
         self.engine.change_root_key(root)
+    }
+
+    /// Envelopes of retired keys that can still be found in the database's files: sled appends,
+    /// so old ciphertext stays until its space is used again. Nobody has their keys; who kept a
+    /// copy of one could open them. Reads every file of the database.
+    ///
+    /// # Errors
+    /// Disk errors of the machine.
+    pub fn residue(&self) -> Result<Vec<Residue>> {
+        self.engine.residue()
+    }
+
+    /// Removes the residue of every retired key: copies what lives to a fresh database, goes on
+    /// with that, overwrites and removes the old files, searches the new ones, and upgrades each
+    /// certificate from *retired* to *erased*. Needs as much free space as the live data takes.
+    /// Reads go on; writes are held up for the switch alone
+    /// ([`ResidueErased::writes_paused`]). May be killed at any moment: the next open goes on
+    /// with the old or the new database, and removes the other.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// let acme = store.create_org("acme", OrgPolicy::byok())?;
+    /// acme.put("token", "s3cret")?;
+    /// store.keys().provision("acme", KeyMaterial::generate()?)?.wait()?;
+    /// let erased = store.erase_residue()?;
+    /// assert_eq!(erased.certificates.len(), 1);
+    /// assert!(store.residue()?.is_empty());
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ResidueBusy`], [`Error::DiskFull`]; disk errors of the machine. Nothing is lost.
+    pub fn erase_residue(&self) -> Result<ResidueErased> {
+        self.engine.erase_residue()
     }
 
     /// Identity of the store, as its certificates name it.

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use byokv::failpoint;
+
 /// Floor of each module; a folder is one module. See `docs/design.md`.
 const FLOORS: &[(&str, u32)] = &[
     ("id", 0),
@@ -103,6 +105,20 @@ fn sled_is_named_in_one_file() {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             for line in code.filter(|line| line.contains("sled::")) {
                 assert!(line.contains("self::sled::"), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+/// A new fail point without a case fails here: each list is run through by a test of its own.
+#[test]
+fn every_fail_point_is_listed() {
+    for (path, text) in sources() {
+        if path.starts_with("src") {
+            for point in text.split("failpoint::reach(\"").skip(1) {
+                let point = point.split('"').next().unwrap();
+                let lists = [failpoint::ALL, failpoint::ERASURE, failpoint::RESIDUE];
+                assert!(lists.concat().contains(&point), "{}: {point}", path.display());
             }
         }
     }

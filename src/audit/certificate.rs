@@ -26,6 +26,10 @@ pub enum CertificateKind {
         /// The suite under which no record is left.
         suite: Suite,
     },
+    /// A retired key's old ciphertext was erased too: in every file of the database, searched
+    /// byte by byte, no envelope of it is left. File systems that write elsewhere than in place,
+    /// flash drives and backups may hold copies that this does not reach.
+    KeyErased,
     /// An org was erased: every key destroyed, then every record deleted.
     OrgErased,
 }
@@ -60,7 +64,8 @@ pub struct Certificate {
     pub records_rewritten: u64,
     /// Records that the last full pass opened, one by one (for an erased org: 0).
     pub records_verified: u64,
-    /// Records that were deleted; 0 but for an erased org. A kill may lose the count of the
+    /// For an erased org its records, for an erased key its envelopes in the database's files,
+    /// of which none is left; else 0. A kill may lose the count of the
     /// last moment, never a record.
     pub records_deleted: u64,
     /// Records under the version in the independent header scan. Always 0: else there is no
@@ -103,6 +108,7 @@ impl Certificate {
                 [&[1, suite.byte()], &self.at_unix_ms.to_be_bytes()[..]].concat()
             }
             CertificateKind::OrgErased => vec![2],
+            CertificateKind::KeyErased => vec![3],
         };
         let version = self.version.get().to_be_bytes();
         [Self::PREFIX, self.org_id.as_bytes(), &version, &suffix].concat()
@@ -142,6 +148,11 @@ impl fmt::Display for Certificate {
             CertificateKind::SuiteRetired { suite } => {
                 writeln!(f, "Certificate of a suite's end: {suite} of org \"{}\"", self.org)?;
             }
+            CertificateKind::KeyErased => writeln!(
+                f,
+                "Certificate of erasure: {} key {} of org \"{}\"",
+                self.origin, self.version, self.org
+            )?,
             CertificateKind::OrgErased => {
                 writeln!(
                     f,
@@ -153,6 +164,9 @@ impl fmt::Display for Certificate {
         writeln!(f, "  fingerprint        {}", self.fingerprint)?;
         if self.kind == CertificateKind::OrgErased {
             writeln!(f, "  records deleted    {}", self.records_deleted)?;
+        } else if self.kind == CertificateKind::KeyErased {
+            writeln!(f, "  replaced by        {}", self.successor)?;
+            writeln!(f, "  envelopes erased   {}", self.records_deleted)?;
         } else {
             writeln!(f, "  replaced by        {}", self.successor)?;
             writeln!(f, "  records rewritten  {}", self.records_rewritten)?;

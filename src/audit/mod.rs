@@ -59,6 +59,10 @@ pub enum AuditEvent {
     KeyErased,
     /// Every record of an erased org is deleted.
     OrgErased,
+    /// What lives was moved to a fresh database.
+    DatabaseRewritten,
+    /// Nothing sealed under a retired key is left in the database's files.
+    ResidueErased,
     /// A key's material was withheld.
     KeySuspended,
     /// A suspended key's material was given back.
@@ -115,6 +119,8 @@ impl fmt::Display for AuditEntry {
             AuditEvent::KeyReleased => f.write_str("key released for retirement")?,
             AuditEvent::KeyErased => f.write_str("key destroyed with its org")?,
             AuditEvent::OrgErased => f.write_str("org erased, no record left")?,
+            AuditEvent::DatabaseRewritten => f.write_str("database rewritten")?,
+            AuditEvent::ResidueErased => f.write_str("residue erased")?,
             AuditEvent::KeySuspended => f.write_str("key suspended")?,
             AuditEvent::KeyResumed => f.write_str("key resumed")?,
             AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,

@@ -32,6 +32,16 @@ impl Engine {
         root: Option<RootKey>,
         change: impl FnOnce(&mut Keyring, &mut Drafts) -> Result<T>,
     ) -> Result<T> {
+        self.change_then(root, change, || {})
+    }
+
+    /// Like [`change`](Self::change), with something more to do between 1 and 2.
+    pub(super) fn change_then<T>(
+        &self,
+        root: Option<RootKey>,
+        change: impl FnOnce(&mut Keyring, &mut Drafts) -> Result<T>,
+        then: impl FnOnce(),
+    ) -> Result<T> {
         self.storage.check_writable()?;
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = ring.keyring.duplicate();
@@ -55,6 +65,7 @@ impl Engine {
             saved => saved?,
         }
         failpoint::reach("keyring.saved", "");
+        then();
         if let Some(root) = root {
             ring.root = root;
         }

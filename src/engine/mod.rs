@@ -5,6 +5,7 @@ mod change;
 mod durability;
 mod opening;
 mod orgs;
+mod residue;
 mod watch;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::storage::{Space, Storage, Stored};
 use durability::Durability;
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
+pub use residue::{Residue, ResidueErased};
 pub(crate) use watch::Watchers;
 pub use watch::{Change, Watch};
 
@@ -40,6 +42,8 @@ pub(crate) struct Engine {
     dir: PathBuf,
     orgs: ShardedLock<HashMap<String, Arc<OrgState>>>,
     ring: Mutex<Ring>,
+    /// Held while the database is replaced.
+    moving: Mutex<()>,
     durability: Durability,
     closed: AtomicBool,
     /// Locked for this process as long as the engine lives; must be the last field, so that

@@ -34,8 +34,7 @@ impl Engine {
     /// untouched.
     pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
         let file = KeyringFile::new(dir.join("keyring"));
-        let database = dir.join("db");
-        if !file.path().exists() && !options.create && !SledStorage::exists(&database) {
+        if !file.path().exists() && !options.create && !Self::any_database(dir) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
         }
         make_dir(dir)?;
@@ -44,8 +43,9 @@ impl Engine {
         let is_new = found.is_none();
         let keyring = match found {
             Some(keyring) => keyring,
-            None => new_keyring(dir, &database, root.fingerprint())?,
+            None => new_keyring(dir, root.fingerprint())?,
         };
+        let database = dir.join(Keyring::database_name(keyring.database));
         let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
         let marked = Mark::load(dir, keyring.store, &mark_key)?;
         if keyring.syncs > 0 && !SledStorage::exists(&database) {
@@ -68,6 +68,7 @@ impl Engine {
         {
             return Err(error.clone());
         }
+        Self::erase_leftovers(dir, &database)?;
         let position = newest(&keyring, held, marked);
         let keyring = Keyring { generation: position.generation, ..keyring };
         let notary = Notary::new(&keyring.secret);
@@ -85,6 +86,7 @@ impl Engine {
             orgs: ShardedLock::new(orgs),
             durability: Durability::new(mark, position),
             ring: Mutex::new(Ring { keyring, root, file, settled: 0 }),
+            moving: Mutex::new(()),
             closed: AtomicBool::new(false),
             _lock: lock,
         };
@@ -155,8 +157,8 @@ fn note_process(lock: &mut File) -> Result<()> {
         .map_err(|e| Error::io("writing LOCK", e))
 }
 
-fn new_keyring(dir: &Path, database: &Path, root: Fingerprint) -> Result<Keyring> {
-    if SledStorage::exists(database) || Mark::path(dir).exists() {
+fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
+    if Engine::any_database(dir) || Mark::path(dir).exists() {
         let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
                    restore the file from a backup";
         return Err(Error::damaged(&dir.join("keyring"), why));

@@ -73,6 +73,15 @@ impl Header {
         if envelope.len() < OVERHEAD {
             return Err(Fault::TooShort(envelope.len()));
         }
+        Self::parse(envelope)
+    }
+
+    /// The header that 22 bytes are, if they are one.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        Self::parse(bytes.get(..HEADER_LEN)?).ok()
+    }
+
+    fn parse(envelope: &[u8]) -> Result<Self, Fault> {
         if envelope[0] != FORMAT {
             return Err(Fault::Format(envelope[0]));
         }

@@ -29,6 +29,8 @@ pub(crate) struct Keyring {
     /// Writes to the database that became true with this keyring: they are made again at each
     /// open until a later generation knows them to be durable.
     pub(crate) outbox: Vec<Owed>,
+    /// Number of the database's directory.
+    pub(crate) database: u32,
     /// Every root key that the store had, so that none becomes an org's.
     pub(crate) roots: Vec<Fingerprint>,
     pub(crate) orgs: Vec<OrgEntry>,
@@ -82,6 +84,8 @@ pub(crate) struct VersionEntry {
     pub(crate) held: Option<u64>,
     /// An operator said that it may go.
     pub(crate) released: bool,
+    /// Nothing sealed under it was left in the database's files when they were last searched.
+    pub(crate) residue_erased: bool,
 }
 
 /// What installing a key did.
@@ -104,9 +108,15 @@ impl Keyring {
             audit_entries: 0,
             audit_hash: [0; 32],
             outbox: Vec::new(),
+            database: 0,
             roots: vec![root],
             orgs: Vec::new(),
         })
+    }
+
+    /// Name of the directory of the database of this number.
+    pub(crate) fn database_name(number: u32) -> String {
+        if number == 0 { "db".to_owned() } else { format!("db.{number}") }
     }
 
     /// A copy to change and save; it replaces this one once it is on disk.
@@ -372,6 +382,7 @@ impl VersionEntry {
             retired: None,
             held: None,
             released: false,
+            residue_erased: false,
         }
     }
 }

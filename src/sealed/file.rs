@@ -61,17 +61,22 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// flash drive's spare blocks, journals or snapshots.
 pub(crate) fn discard(path: &Path) -> Result<()> {
     let old = beside(path);
-    let during = |step: &str| format!("{step} {}", old.display());
-    let mut file = match OpenOptions::new().write(true).open(&old) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io(during("opening"), e)),
-    };
-    let len = file.metadata().map_err(|e| Error::io(during("sizing"), e))?.len();
-    io::copy(&mut io::repeat(0).take(len), &mut file)
-        .and_then(|_| file.sync_data())
-        .map_err(|e| Error::io(during("overwriting"), e))?;
-    fs::remove_file(&old).map_err(|e| Error::io(during("removing"), e))
+    match overwrite(&old) {
+        Ok(()) => {}
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    fs::remove_file(&old).map_err(|e| Error::io(format!("removing {}", old.display()), e))
+}
+
+/// Overwrites a file with zeros, durably.
+pub(crate) fn overwrite(path: &Path) -> Result<()> {
+    let overwritten = OpenOptions::new().write(true).open(path).and_then(|mut file| {
+        let len = file.metadata()?.len();
+        io::copy(&mut io::repeat(0).take(len), &mut file)?;
+        file.sync_data()
+    });
+    overwritten.map_err(|e| Error::io(format!("overwriting {}", path.display()), e))
 }
 
 fn folder(path: &Path) -> &Path {

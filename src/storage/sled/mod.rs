@@ -136,10 +136,9 @@ impl Storage for SledStorage {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::ops::Bound;
     use std::fs;
     use std::io::ErrorKind;
-    use std::sync::OnceLock;
+    use std::ops::Bound;
     use std::time::Duration;
 
     use super::border::{guarded, refusal_note};

@@ -1,0 +1,196 @@
+//! Old ciphertext in the database's files: told honestly, and removed.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use byokv::{CertificateKind, OrgPolicy, RootKey, Store, failpoint};
+use common::{Ended, Place, check_filled, contents, filled, key_text, material};
+
+/// How many of the envelopes that lie under the first version can be found in the raw files.
+fn found(place: &Place, envelopes: &HashSet<[u8; 24]>) -> usize {
+    let mut seen = HashSet::new();
+    for (_, bytes) in contents(&place.data()) {
+        for window in bytes.windows(24) {
+            let window: [u8; 24] = window.try_into().unwrap();
+            if envelopes.contains(&window) {
+                seen.insert(window);
+            }
+        }
+    }
+    seen.len()
+}
+
+/// The nonces of all records, read behind the store's back: random, so each marks its envelope.
+fn nonces(place: &Place) -> HashSet<[u8; 24]> {
+    let mut nonces = HashSet::new();
+    common::tamper(place, "records", |records| {
+        for pair in records {
+            nonces.insert(pair.unwrap().1[22..46].try_into().unwrap());
+        }
+    });
+    nonces
+}
+
+#[test]
+fn of_twenty_thousand_old_envelopes_none_is_left() {
+    const RECORDS: usize = 20_000;
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", RECORDS));
+    drop(filled(&store, "umbra", 100));
+    store.close().unwrap();
+    let mut old = nonces(&place);
+    assert_eq!(old.len(), RECORDS + 100);
+    let store = place.open();
+    store.keys().provision("acme", material(&key_text())).unwrap().ended();
+    store.close().unwrap();
+    for nonce in nonces(&place) {
+        old.remove(&nonce);
+    }
+    assert_eq!(old.len(), RECORDS);
+    let before = found(&place, &old);
+    assert!(before > RECORDS / 2, "sled kept {before}: nothing to show");
+
+    let store = place.open();
+    let told = store.residue().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].org.as_str(), told[0].version.get()), ("acme", 1));
+    assert!(told[0].envelopes as usize >= before, "{told:?}, really {before}");
+    assert!(told[0].bytes_at_most >= told[0].envelopes * 62);
+    let erased = store.erase_residue().unwrap();
+    assert_eq!(erased.before, told);
+    assert!(erased.bytes_after < erased.bytes_before, "{erased:?}");
+    assert_eq!(erased.certificates.len(), 1);
+    let certificate = &erased.certificates[0];
+    assert_eq!(certificate.kind, CertificateKind::KeyErased);
+    store.keys().verify_certificate(certificate).unwrap();
+    assert!(store.residue().unwrap().is_empty());
+    let kinds: Vec<_> = store.keys().certificates().map(|c| c.unwrap().kind).collect();
+    assert_eq!(kinds, [CertificateKind::KeyRetired, CertificateKind::KeyErased]);
+    store.close().unwrap();
+    assert_eq!(found(&place, &old), 0);
+
+    let store = place.open();
+    check_filled(&store.org("acme").unwrap(), RECORDS);
+    check_filled(&store.org("umbra").unwrap(), 100);
+    store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+    // Again, and over a rotation: the database moves on.
+    store.keys().rotate_platform_key("umbra").unwrap().ended();
+    let again = store.erase_residue().unwrap();
+    assert_eq!(again.certificates.len(), 1);
+    check_filled(&store.org("umbra").unwrap(), 100);
+}
+
+/// Agents work on, with all that they do, and a rotation goes on, while the files are replaced.
+#[test]
+fn the_store_works_meanwhile() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 3000);
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    let stop = AtomicBool::new(false);
+    let watch = org.watch("w0/").unwrap();
+    let mut scan = org.scan("n");
+    scan.next().unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3)
+            .map(|thread| {
+                let (org, stop) = (org.durable(), &stop);
+                scope.spawn(move || {
+                    let mut last = 0;
+                    for i in 0.. {
+                        org.put(format!("w{thread}/{}", i % 50), format!("{i}")).unwrap();
+                        org.batch()
+                            .put("a", "x")
+                            .delete(format!("w{thread}/none"))
+                            .commit()
+                            .unwrap();
+                        let read = org.get(format!("w{thread}/{}", i % 50)).unwrap().unwrap();
+                        assert_eq!(read, *format!("{i}").as_bytes());
+                        last = i;
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                    last
+                })
+            })
+            .collect();
+        let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+        for _ in 0..3 {
+            store.erase_residue().unwrap();
+        }
+        rotation.ended();
+        stop.store(true, Ordering::Relaxed);
+        for (thread, writer) in writers.into_iter().enumerate() {
+            let last = writer.join().unwrap();
+            let read = org.get(format!("w{thread}/{}", last % 50)).unwrap().unwrap();
+            assert_eq!(read, *format!("{last}").as_bytes());
+        }
+    });
+    assert!({ watch }.next().unwrap().unwrap().value.is_some());
+    assert_eq!(scan.map(|record| record.unwrap()).count(), 2999);
+    let certificates = store.erase_residue().unwrap().certificates;
+    assert!(certificates.iter().all(|c| c.kind == CertificateKind::KeyErased));
+    assert!(store.residue().unwrap().is_empty());
+    for i in 0..3000 {
+        assert!(org.get(format!("n{i:05}")).unwrap().is_some());
+    }
+}
+
+/// Not a test of its own: erases residue and is killed on the way.
+#[test]
+fn child() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let root = material(&std::env::var("BYOKV_CHILD_ROOT").unwrap());
+    let store = Store::open(data, RootKey::from_material(root)).unwrap();
+    store.erase_residue().unwrap();
+}
+
+/// Killed at any point, the store opens with the old or the new database whole, and only one is
+/// left on the disk.
+#[test]
+fn a_removal_killed_at_each_point_loses_nothing() {
+    let of_keyring = failpoint::ALL.iter().filter(|point| point.starts_with("keyring."));
+    let of_keyring = of_keyring.filter(|point| **point != "keyring.published");
+    let mut points: Vec<String> = of_keyring.clone().map(|p| (*p).to_owned()).collect();
+    points.extend(of_keyring.map(|p| format!("{p}:2")));
+    points.extend(failpoint::RESIDUE.iter().map(|p| (*p).to_owned()));
+    for point in points {
+        let place = Place::new();
+        let store = place.open();
+        drop(filled(&store, "acme", 600));
+        store.create_org("empty", OrgPolicy::byok()).unwrap();
+        store.keys().provision("acme", material(&key_text())).unwrap().ended();
+        store.close().unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child"])
+            .env("BYOKV_FAILPOINT", &point)
+            .env("BYOKV_CHILD", place.data())
+            .env("BYOKV_CHILD_ROOT", &place.root)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success(), "{point} was not reached");
+        let store = place.open();
+        check_filled(&store.org("acme").unwrap(), 600);
+        let databases = std::fs::read_dir(place.data()).unwrap();
+        let is_db = |e: &std::io::Result<std::fs::DirEntry>| {
+            e.as_ref().unwrap().file_name().to_string_lossy().starts_with("db")
+        };
+        assert_eq!(databases.filter(is_db).count(), 1, "{point}");
+        store.erase_residue().unwrap();
+        assert!(store.residue().unwrap().is_empty(), "{point}");
+        let certificates = store.keys().certificates().map(|c| c.unwrap());
+        let erased = certificates.filter(|c| c.kind == CertificateKind::KeyErased).count();
+        assert_eq!(erased, 1, "{point}");
+        check_filled(&store.org("acme").unwrap(), 600);
+        store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+    }
+}
