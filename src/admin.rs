@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::audit::{AuditEntry, Certificate};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::{OrgEntry, OrgPolicy};
 use crate::material::KeyMaterial;
 use crate::observe::Census;
@@ -56,6 +56,10 @@ pub struct KeyStatus {
     pub created_unix_ms: u64,
     /// When it was retired.
     pub retired_unix_ms: Option<u64>,
+    /// Since when it is held before its retirement.
+    pub held_since_unix_ms: Option<u64>,
+    /// Why it is due to be rotated, if the org's policy says so.
+    pub due: Option<Due>,
 }
 
 impl KeyAdmin {
@@ -190,9 +194,19 @@ impl KeyAdmin {
         orgs.iter().filter_map(|org| self.rotation(&org.name).transpose()).collect()
     }
 
-    /// Limits what rotations use, from now on and until the store is closed.
-    pub fn set_throttle(&self, throttle: Throttle) {
-        self.rotations.set_throttle(throttle);
+    /// Limits what rotations use, from now on, also over a restart that does not set another
+    /// limit in its [`Options`](crate::Options).
+    ///
+    /// # Errors
+    /// Disk errors of the machine: it is limited, but not over a restart.
+    pub fn set_throttle(&self, throttle: Throttle) -> Result<()> {
+        self.rotations.set_throttle(throttle)
+    }
+
+    /// The limit of what rotations use.
+    #[must_use]
+    pub fn throttle(&self) -> Throttle {
+        self.rotations.throttle()
     }
 
     /// The keys of one org.
@@ -316,6 +330,8 @@ pub(crate) fn status(entry: &OrgEntry) -> OrgStatus {
         fingerprint: v.fingerprint,
         created_unix_ms: v.created,
         retired_unix_ms: v.retired,
+        held_since_unix_ms: v.held.filter(|_| v.retired.is_none()),
+        due: v.due.map(|(_, due)| due),
     };
     OrgStatus {
         name: entry.name.clone(),

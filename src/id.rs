@@ -179,6 +179,28 @@ impl fmt::Display for Suite {
     }
 }
 
+/// Why a key is due to be rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Due {
+    /// It is as old as the policy allows.
+    Age,
+    /// It has sealed as many records as the policy allows.
+    Records,
+    /// It has sealed as many bytes as the policy allows.
+    Bytes,
+}
+
+impl fmt::Display for Due {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Age => "its age",
+            Self::Records => "the number of records it has sealed",
+            Self::Bytes => "the number of bytes it has sealed",
+        })
+    }
+}
+
 /// Serde for fixed-width bytes: hex where people read, plain bytes elsewhere.
 pub(crate) mod hex_array {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};

@@ -53,7 +53,7 @@ pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
 pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
 pub use error::{Error, KeyMaterialError, Result};
-pub use id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+pub use id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 pub use keyring::root::{RootKey, RootKeyProvider};
 pub use keyring::{OrgPolicy, RetirePolicy};
 pub use material::KeyMaterial;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -14,6 +15,7 @@ pub(crate) struct VersionCounters {
     opened: AtomicU64,
     failed: AtomicU64,
     would_have_failed: AtomicU64,
+    pub(crate) usage: Usage,
 }
 
 impl VersionCounters {
@@ -42,6 +44,63 @@ impl VersionCounters {
     pub(crate) fn read(&self) -> (u64, u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (read(&self.sealed), read(&self.opened), read(&self.failed))
+    }
+}
+
+/// Values and bytes that writes sealed under one key version in its whole life. What is on disk
+/// runs ahead of what is counted here, so that a crash never counts too few.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    records: AtomicU64,
+    bytes: AtomicU64,
+    reserved_records: AtomicU64,
+    reserved_bytes: AtomicU64,
+    reserving: Mutex<()>,
+}
+
+impl Usage {
+    const RECORDS_AHEAD: u64 = 4096;
+    const BYTES_AHEAD: u64 = 16 << 20;
+
+    /// Goes on from what was reserved before.
+    pub(crate) fn start_at(&self, records: u64, bytes: u64) {
+        self.records.store(records, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.reserved_records.store(records, Ordering::Relaxed);
+        self.reserved_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Records and bytes.
+    pub(crate) fn read(&self) -> (u64, u64) {
+        (self.records.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Counts one value of `bytes`. If that goes beyond what is reserved, `reserve` writes a
+    /// new reservation before this returns.
+    pub(crate) fn add<E>(
+        &self,
+        bytes: u64,
+        reserve: impl FnOnce(u64, u64) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let records = self.records.fetch_add(1, Ordering::Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let is_covered = || {
+            records <= self.reserved_records.load(Ordering::Acquire)
+                && bytes <= self.reserved_bytes.load(Ordering::Acquire)
+        };
+        if is_covered() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_covered() {
+            return Ok(());
+        }
+        let (records, bytes) = self.read();
+        let (records, bytes) = (records + Self::RECORDS_AHEAD, bytes + Self::BYTES_AHEAD);
+        reserve(records, bytes)?;
+        self.reserved_records.store(records, Ordering::Release);
+        self.reserved_bytes.store(bytes, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -84,6 +143,11 @@ pub struct VersionMetrics {
     pub opened: u64,
     /// Values that did not open.
     pub failed: u64,
+    /// Values that writes sealed in the key's whole life: at least, and at most some thousands
+    /// more for each time that the store was opened.
+    pub sealed_in_all: u64,
+    /// Bytes of those values.
+    pub sealed_bytes_in_all: u64,
 }
 
 /// How many records of an org stand under which version and suite, by their headers.
@@ -102,5 +166,34 @@ impl Census {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.by_version.values().sum::<u64>() + self.malformed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_is_never_less_than_what_is_counted() {
+        let on_disk = Cell::new((0, 0));
+        let usage = Usage::default();
+        let mut reservations = 0;
+        for i in 1..=10_000u64 {
+            let reserve = |records, bytes| {
+                reservations += 1;
+                on_disk.set((records, bytes));
+                Ok::<_, ()>(())
+            };
+            usage.add(5000, reserve).unwrap();
+            assert!(on_disk.get().0 >= i && on_disk.get().1 >= i * 5000);
+        }
+        assert!(reservations < 10, "{reservations}");
+        let after_a_crash = Usage::default();
+        after_a_crash.start_at(on_disk.get().0, on_disk.get().1);
+        assert!(after_a_crash.read().0 >= 10_000);
+        let refused = after_a_crash.add(1, |_, _| Err("disk full"));
+        assert_eq!(refused, Err("disk full"));
     }
 }

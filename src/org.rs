@@ -166,7 +166,7 @@ impl Org {
             if !as_expected {
                 return Ok(Swap::Conflict { current });
             }
-            let envelope = new.map(|new| keys.seal(name, new)).transpose()?;
+            let envelope = new.map(|new| self.engine.seal(&keys, name, new)).transpose()?;
             let old = stored.as_deref();
             if self.engine.storage.compare_and_swap(Space::Records, &key, old, envelope)? {
                 drop(keys);

@@ -36,7 +36,7 @@ pub struct Options {
     cache_bytes: u64,
     sync_interval: Duration,
     rotation_workers: usize,
-    throttle: Throttle,
+    throttle: Option<Throttle>,
     create: bool,
     accept_rollback: bool,
 }
@@ -50,7 +50,7 @@ impl Options {
             cache_bytes: 128 << 20,
             sync_interval: Duration::from_millis(500),
             rotation_workers: cores.min(4),
-            throttle: Throttle::unlimited(),
+            throttle: None,
             create: true,
             accept_rollback: false,
         }
@@ -80,11 +80,11 @@ impl Options {
         self
     }
 
-    /// Ceiling on what rotations use. Default none. Changed later by
-    /// [`KeyAdmin::set_throttle`].
+    /// Ceiling on what rotations use. Default what [`KeyAdmin::set_throttle`] last set, else
+    /// none.
     #[must_use]
     pub fn throttle(mut self, throttle: Throttle) -> Self {
-        self.throttle = throttle;
+        self.throttle = Some(throttle);
         self
     }
 
@@ -122,7 +122,7 @@ impl Options {
         let engine = Engine::open(dir.as_ref(), root, &options)?;
         let (rotations, worker) =
             Rotations::start(Arc::clone(&engine), self.rotation_workers, self.throttle)?;
-        let syncer = Syncer::start(Arc::clone(&engine), self.sync_interval)?;
+        let syncer = Syncer::start(Arc::clone(&rotations), self.sync_interval)?;
         Ok(Store { engine, rotations, worker, syncer })
     }
 
@@ -282,7 +282,17 @@ impl Store {
             let versions = keys.slots.iter().map(|slot| {
                 let (sealed, opened, failed) = slot.counters.read();
                 let (state, origin) = (slot.state, slot.origin);
-                (slot.version, VersionMetrics { state, origin, sealed, opened, failed })
+                let (sealed_in_all, sealed_bytes_in_all) = slot.counters.usage.read();
+                let metrics = VersionMetrics {
+                    state,
+                    origin,
+                    sealed,
+                    opened,
+                    failed,
+                    sealed_in_all,
+                    sealed_bytes_in_all,
+                };
+                (slot.version, metrics)
             });
             let progress = self.rotations.progress(&org);
             let rotating = self.rotations.is_rotating(&org);
@@ -337,26 +347,30 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The thread that makes buffered writes durable.
+/// The thread that makes buffered writes durable, and looks for keys that are due.
 struct Syncer {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Syncer {
-    fn start(engine: Arc<Engine>, interval: Duration) -> Result<Self> {
+    fn start(rotations: Arc<Rotations>, interval: Duration) -> Result<Self> {
         let (stop, stopped) = channel::bounded(0);
         let thread = std::thread::Builder::new()
             .name("byokv-sync".to_owned())
-            .spawn(move || Self::run(&engine, interval / 2, &stopped))
+            .spawn(move || Self::run(&rotations, interval / 2, &stopped))
             .map_err(|e| Error::io("starting the syncing thread", e))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 
-    fn run(engine: &Engine, interval: Duration, stopped: &Receiver<()>) {
+    fn run(rotations: &Rotations, interval: Duration, stopped: &Receiver<()>) {
+        let engine = &rotations.engine;
         while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = engine.sync_if_dirty() {
                 tracing::warn!(%error, "background sync failed, trying again");
+            }
+            if let Err(error) = rotations.rotate_due() {
+                tracing::warn!(%error, "what is due could not be rotated, trying again");
             }
         }
     }

@@ -426,7 +426,8 @@ fn waiting_for_a_suspended_key_ends_at_once() {
         let keys = store.keys();
         let key = common::material(&common::key_text());
         keys.provision("acme", key).unwrap().wait().unwrap();
-        keys.set_throttle(byokv::Throttle::unlimited().with_records_per_second(1).unwrap());
+        keys.set_throttle(byokv::Throttle::unlimited().with_records_per_second(1).unwrap())
+            .unwrap();
         keys.return_to_platform_key("acme").unwrap();
         keys.suspend("acme").unwrap();
     }

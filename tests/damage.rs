@@ -72,7 +72,7 @@ fn each_broken_header_is_named_and_blocks() {
     for i in 0..5 {
         org.put(format!("n{i:05}"), format!("v{i}")).unwrap();
     }
-    rotation.resume();
+    rotation.resume().unwrap();
     rotation.ended();
     assert_eq!(rotation.progress().phase, Phase::Done);
     check_filled(&org, 20);

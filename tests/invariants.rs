@@ -223,7 +223,7 @@ fn a_damaged_record_keeps_the_old_key_alive() {
     store.keys().rotate_platform_key("umbra").unwrap().ended();
     check_filled(&store.org("umbra").unwrap(), 100);
     org.put("n00042", "v42").unwrap();
-    rotation.resume();
+    rotation.resume().unwrap();
     rotation.ended();
     check_filled(&org, 100);
 }
@@ -379,7 +379,7 @@ fn an_unfinished_rotation_goes_on_at_the_next_open() {
     let store = place.open();
     drop(filled(&store, "acme", 2000));
     let slow = byokv::Throttle::unlimited().with_records_per_second(100).unwrap();
-    store.keys().set_throttle(slow);
+    store.keys().set_throttle(slow).unwrap();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
     assert!(rotation.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
     store.close().unwrap();

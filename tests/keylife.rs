@@ -81,7 +81,7 @@ fn a_hold_ends_by_itself() {
     assert!(rotation.progress().reason.unwrap().contains("held until"));
     // The policy may change its mind.
     store.keys().set_policy("late", policy(RetirePolicy::Immediate)).unwrap();
-    rotation.resume();
+    rotation.resume().unwrap();
     rotation.ended();
     drop(late);
 }
@@ -160,6 +160,49 @@ fn an_erased_org_is_gone_and_its_name_is_free() {
     drop((org, other, again, erasure));
     store.close().unwrap();
     check_filled(&place.open().org("acme").unwrap(), 5);
+}
+
+/// A platform key rotates by itself when it is due; a customer's key is only said to be.
+#[test]
+fn keys_that_are_due_rotate_or_are_reported() {
+    let place = Place::new();
+    let options = byokv::Options::new().sync_interval(Duration::from_millis(20));
+    let store = options.open(place.data(), place.root_key()).unwrap();
+    let versions = |org: &str| store.keys().status(org).unwrap().versions;
+    let wait = |what: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !what() {
+            assert!(start.elapsed() < SOON);
+            std::thread::yield_now();
+        }
+    };
+    let by_records = OrgPolicy::byok().with_rotation_after_records(100);
+    let org = store.create_org("records", by_records.clone()).unwrap();
+    (0..99).for_each(|i| org.put(format!("n{i}"), "x").unwrap());
+    let by_bytes = OrgPolicy::byok().with_rotation_after_bytes(10_000);
+    let bytes = store.create_org("bytes", by_bytes).unwrap();
+    bytes.put("n", [0; 9_999]).unwrap();
+    let by_age = OrgPolicy::byok().with_rotation_after_age(Duration::from_secs(1));
+    store.create_org("age", by_age).unwrap();
+    wait(&|| versions("age").len() > 1);
+    assert_eq!((versions("records").len(), versions("bytes").len()), (1, 1));
+    org.put("n99", "x").unwrap();
+    bytes.put("m", "x").unwrap();
+    wait(&|| versions("records").len() == 2 && versions("bytes").len() == 2);
+    wait(&|| states(&store, "records") == [KeyState::Retired, KeyState::Active]);
+    assert_eq!(org.count().unwrap(), 100);
+
+    store.keys().provision("records", material(&key_text())).unwrap().ended();
+    (0..100).for_each(|i| org.put(format!("n{i}"), "y").unwrap());
+    wait(&|| versions("records")[2].due.is_some());
+    assert_eq!(versions("records").len(), 3, "nobody replaces a customer's key by himself");
+    let due = events(&store)
+        .into_iter()
+        .filter(|event| *event == AuditEvent::RotationDue { why: byokv::Due::Records });
+    assert_eq!(due.count(), 2);
+    let metrics = store.metrics().unwrap();
+    let used = metrics.orgs["records"].versions.values().last().unwrap().sealed_in_all;
+    assert_eq!(used, 100, "what the rotation re-encrypted is not counted");
 }
 
 /// Not a test of its own: erases and is killed on the way.

@@ -106,7 +106,7 @@ fn a_big_org_starves_no_small_one() {
     small.wait_timeout(SOON).unwrap().expect("the small one ends");
     assert_ne!(big.progress().phase, Phase::Done);
     assert_eq!(store.keys().rotations().unwrap().len(), 1);
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     big.ended();
     check_filled(&store.org("big").unwrap(), 20_000);
 }
@@ -118,16 +118,16 @@ fn a_paused_rotation_rests_until_it_is_resumed() {
     let org = filled(&store, "acme", 2000);
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
     until(&rotation, |progress| progress.rewritten > 0);
-    rotation.pause();
+    rotation.pause().unwrap();
     until(&rotation, |progress| progress.paused);
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     let rested = rotation.progress();
     assert!(rotation.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
     // Chunks in hand may still come back, each of a tenth of a second's records.
     assert!(rotation.progress().scanned <= rested.scanned + 8 * 50, "{}", rotation.progress());
     assert!(rotation.progress().to_string().contains("(paused)"));
     org.put("new", "written meanwhile").unwrap();
-    rotation.resume();
+    rotation.resume().unwrap();
     let certificate = rotation.wait_timeout(SOON).unwrap().unwrap();
     assert!(certificate.records_rewritten >= 2000, "{certificate}");
 }
@@ -143,7 +143,7 @@ fn a_ceiling_holds_and_can_be_lifted() {
     // 100 records at 200 a second; the first chunks of 20 for each thread come at once.
     assert!(start.elapsed() > Duration::from_millis(150), "{:?}", start.elapsed());
     until(&rotation, |progress| progress.time_left.is_some());
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     rotation.wait_timeout(Duration::from_secs(3)).unwrap().expect("at full speed");
 }
 
@@ -154,13 +154,13 @@ fn a_rotation_waits_for_a_suspended_key() {
     let store = slow(&place, 500);
     let org = filled(&store, "acme", 1000);
     let (one, two) = (key_text(), key_text());
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     store.keys().provision("acme", material(&one)).unwrap().ended();
-    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(500).unwrap());
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(500).unwrap()).unwrap();
     let rotation = store.keys().provision("acme", material(&two)).unwrap();
     until(&rotation, |progress| progress.rewritten > 0);
     assert_eq!(store.keys().suspend("acme").unwrap().len(), 2);
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     until(&rotation, |progress| progress.phase == Phase::Waiting);
     let reason = rotation.progress().reason.unwrap();
     assert!(reason.contains("suspended"), "{reason}");
@@ -181,12 +181,12 @@ fn a_bug_stops_one_rotation() {
     let org = filled(&store, "buggy", 50);
     filled(&store, "fine", 50);
     let rotation = store.keys().rotate_platform_key("buggy").unwrap();
-    rotation.pause();
-    store.keys().set_throttle(Throttle::unlimited());
+    rotation.pause().unwrap();
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     // On one of the threads, then on the one that hands out the work.
     for point in ["rewrite.sealed", "rewrite.passed"] {
         let hook = failpoint::on(point, "buggy", || panic!("on purpose"));
-        rotation.resume();
+        rotation.resume().unwrap();
         match rotation.wait_timeout(SOON) {
             Err(Error::Bug { org }) => assert_eq!(org, "buggy"),
             other => panic!("{other:?}"),
@@ -196,7 +196,7 @@ fn a_bug_stops_one_rotation() {
         check_filled(&org, 50);
         drop(hook);
     }
-    rotation.resume();
+    rotation.resume().unwrap();
     rotation.ended();
 }
 
@@ -216,7 +216,7 @@ fn metrics_tell_what_was_sealed_opened_failed_and_is_stale() {
     assert!(acme.stale.is_some_and(|stale| stale > 0 && stale < 1000), "{acme:?}");
     assert_eq!(acme.rotation.as_deref(), Some("rewriting"));
     assert!(metrics.bytes_on_disk > 0 && metrics.keyring_generation >= 3 && metrics.syncs > 0);
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     rotation.ended();
     let acme = store.metrics().unwrap().orgs.remove("acme").unwrap();
     assert_eq!((acme.stale, acme.rotation), (Some(0), None));
@@ -235,14 +235,14 @@ fn a_pause_is_obeyed_while_headers_are_counted() {
         drop(counted.put("late", "x"));
     });
     let resting = store.keys().rotate_platform_key("resting").unwrap();
-    resting.pause();
+    resting.pause().unwrap();
     let rotation = store.keys().rotate_platform_key("counted").unwrap();
     until(&rotation, |progress| progress.phase == Phase::Verifying);
-    rotation.pause();
+    rotation.pause().unwrap();
     until(&rotation, |progress| progress.paused);
     let ended = rotation.wait_timeout(Duration::from_millis(500)).unwrap();
     assert!(ended.is_none(), "ended although it was paused");
-    rotation.resume();
+    rotation.resume().unwrap();
     rotation.ended();
     drop(hook);
 }
@@ -267,13 +267,34 @@ fn the_certificate_counts_over_clean_closes() {
 fn a_new_rotation_starts_its_progress_anew() {
     let place = Place::new();
     let store = slow(&place, 100);
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     filled(&store, "acme", 500);
     store.keys().rotate_platform_key("acme").unwrap().ended();
-    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(50).unwrap());
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(50).unwrap()).unwrap();
     let second = store.keys().rotate_platform_key("acme").unwrap();
     assert_ne!(second.progress().phase, Phase::Done);
     assert_ne!(store.metrics().unwrap().orgs["acme"].stale, Some(0));
-    store.keys().set_throttle(Throttle::unlimited());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
     assert_eq!(second.ended().records_rewritten, 500);
+}
+
+/// What an operator has set holds over a restart.
+#[test]
+fn a_pause_and_a_throttle_survive_a_restart() {
+    let place = Place::new();
+    let store = slow(&place, 1000);
+    drop(filled(&store, "acme", 2000));
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    rotation.pause().unwrap();
+    let gentle = Throttle::unlimited().with_share_of_time(0.5).unwrap();
+    store.keys().set_throttle(gentle.clone()).unwrap();
+    drop(rotation);
+    store.close().unwrap();
+    let store = place.open();
+    assert_eq!(store.keys().throttle(), gentle);
+    let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    assert!(rotation.wait_timeout(Duration::from_millis(300)).unwrap().is_none());
+    assert!(rotation.progress().paused);
+    rotation.resume().unwrap();
+    rotation.ended();
 }

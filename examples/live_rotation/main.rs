@@ -11,7 +11,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use byokv::{Certificate, KeyMaterial, Org, OrgPolicy, RootKey, Rotation, Store, Throttle};
+use byokv::{
+    Certificate, KeyMaterial, Options, Org, OrgPolicy, RootKey, Rotation, Store, Throttle,
+};
 use clap::Parser;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -258,7 +260,7 @@ fn child(args: &Args, numbers: u64) -> Result<()> {
         model.insert(record.name, record.value.to_vec());
     }
     let rate = u32::try_from(model.len() / 4).unwrap_or(u32::MAX).max(10);
-    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(rate)?);
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(rate)?)?;
     let rotation = store.keys().provision("acme", KeyMaterial::from_base64(&key)?)?;
     let out = Mutex::new(std::io::stdout());
     let until = || {
@@ -364,7 +366,9 @@ fn files_below(folder: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 fn open(data: &Path, root: &str) -> Result<Store> {
-    Ok(Store::open(data, RootKey::from_material(KeyMaterial::from_base64(root)?))?)
+    // Else the limit that the killed child had set would hold on.
+    let options = Options::new().throttle(Throttle::unlimited());
+    Ok(options.open(data, RootKey::from_material(KeyMaterial::from_base64(root)?))?)
 }
 
 /// What `openssl rand -base64 32` prints.

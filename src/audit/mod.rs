@@ -13,7 +13,7 @@ pub use certificate::{Certificate, CertificateKind};
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
-use crate::id::{Fingerprint, KeyVersion, OrgId, Suite, hex_array};
+use crate::id::{Due, Fingerprint, KeyVersion, OrgId, Suite, hex_array};
 use crate::material::KeyMaterial;
 use crate::sealed;
 
@@ -63,6 +63,11 @@ pub enum AuditEvent {
     DatabaseRewritten,
     /// Nothing sealed under a retired key is left in the database's files.
     ResidueErased,
+    /// A key is due to be rotated by its org's policy.
+    RotationDue {
+        /// Why.
+        why: Due,
+    },
     /// A key's material was withheld.
     KeySuspended,
     /// A suspended key's material was given back.
@@ -121,6 +126,7 @@ impl fmt::Display for AuditEntry {
             AuditEvent::OrgErased => f.write_str("org erased, no record left")?,
             AuditEvent::DatabaseRewritten => f.write_str("database rewritten")?,
             AuditEvent::ResidueErased => f.write_str("residue erased")?,
+            AuditEvent::RotationDue { why } => write!(f, "key due for rotation by {why}")?,
             AuditEvent::KeySuspended => f.write_str("key suspended")?,
             AuditEvent::KeyResumed => f.write_str("key resumed")?,
             AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,

@@ -6,6 +6,7 @@ mod durability;
 mod opening;
 mod orgs;
 mod residue;
+mod usage;
 mod watch;
 
 use std::collections::HashMap;
@@ -159,7 +160,7 @@ impl Engine {
     pub(crate) fn write(&self, org: &OrgState, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         let key = org.key(name);
         let keys = org.gate.enter();
-        let envelope = value.map(|value| keys.seal(name, value)).transpose()?;
+        let envelope = value.map(|value| self.seal(&keys, name, value)).transpose()?;
         failpoint::reach("put.sealed", &org.name);
         self.storage.put(Space::Records, &key, envelope)?;
         drop(keys);

@@ -91,6 +91,9 @@ impl Engine {
             _lock: lock,
         };
         engine.pay_outbox(&engine.ring().keyring)?;
+        for org in engine.orgs() {
+            engine.load_usage(&org)?;
+        }
         let is_unborn = engine.with_keyring(|keyring| keyring.audit_entries == 0);
         if is_unborn {
             engine.change(None, |_, drafts| {

@@ -6,7 +6,7 @@ mod rules;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
 pub use rules::{OrgPolicy, RetirePolicy};
@@ -86,6 +86,8 @@ pub(crate) struct VersionEntry {
     pub(crate) released: bool,
     /// Nothing sealed under it was left in the database's files when they were last searched.
     pub(crate) residue_erased: bool,
+    /// Since when it is known that it is due, milliseconds since 1970, and why.
+    pub(crate) due: Option<(u64, Due)>,
 }
 
 /// What installing a key did.
@@ -383,6 +385,7 @@ impl VersionEntry {
             held: None,
             released: false,
             residue_erased: false,
+            due: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{KeyState, Suite};
+use crate::id::{Due, KeyState, Suite};
 
 /// What an org may do, and how it starts.
 ///
@@ -20,6 +20,34 @@ pub struct OrgPolicy {
     may_bring_key: bool,
     suite: Suite,
     retire: RetirePolicy,
+    rotate_after: RotateAfter,
+}
+
+/// When a key is due to be rotated: whatever comes first. Nothing is destroyed because of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RotateAfter {
+    pub(crate) age: Option<Duration>,
+    pub(crate) records: Option<u64>,
+    pub(crate) bytes: Option<u64>,
+}
+
+impl RotateAfter {
+    /// Why a key of this age and use is due.
+    pub(crate) fn due(&self, age: Duration, records: u64, bytes: u64) -> Option<Due> {
+        if self.age.is_some_and(|limit| age >= limit) {
+            Some(Due::Age)
+        } else if self.records.is_some_and(|limit| records >= limit) {
+            Some(Due::Records)
+        } else if self.bytes.is_some_and(|limit| bytes >= limit) {
+            Some(Due::Bytes)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// When a version under which no record is left is retired.
@@ -48,8 +76,12 @@ impl OrgPolicy {
     /// The org has platform keys only.
     #[must_use]
     pub fn platform_only() -> Self {
-        let (suite, retire) = (Suite::default(), RetirePolicy::default());
-        Self { may_bring_key: false, suite, retire }
+        Self {
+            may_bring_key: false,
+            suite: Suite::default(),
+            retire: RetirePolicy::default(),
+            rotate_after: RotateAfter::default(),
+        }
     }
 
     /// The suite that the org starts with; later it is changed by `KeyAdmin::change_suite`.
@@ -70,6 +102,36 @@ impl OrgPolicy {
     #[must_use]
     pub fn retire(&self) -> RetirePolicy {
         self.retire
+    }
+
+    /// A key is due to be rotated once it is this old, by this machine's clock. A platform key
+    /// then rotates by itself; for a customer's key an event is raised, and its status says so
+    /// until a new one comes. Default never.
+    #[must_use]
+    pub fn with_rotation_after_age(mut self, age: Duration) -> Self {
+        self.rotate_after.age = Some(age);
+        self
+    }
+
+    /// A key is due once so many values were sealed under it. Counts of several thousand are
+    /// set aside at a time, so that a crash never counts too few; what a rotation re-encrypts
+    /// is not counted. Default never.
+    #[must_use]
+    pub fn with_rotation_after_records(mut self, records: u64) -> Self {
+        self.rotate_after.records = Some(records);
+        self
+    }
+
+    /// Like [`with_rotation_after_records`](Self::with_rotation_after_records), in bytes of
+    /// values.
+    #[must_use]
+    pub fn with_rotation_after_bytes(mut self, bytes: u64) -> Self {
+        self.rotate_after.bytes = Some(bytes);
+        self
+    }
+
+    pub(crate) fn rotate_after(&self) -> RotateAfter {
+        self.rotate_after
     }
 
     /// Whether the org may bring its own key.

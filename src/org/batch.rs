@@ -63,7 +63,8 @@ impl Batch {
         }
         let keys = state.gate.enter();
         let sealed = self.writes.iter().map(|(name, value)| {
-            let value = value.as_deref().map(|value| keys.seal(name, value)).transpose()?;
+            let value =
+                value.as_deref().map(|value| engine.seal(&keys, name, value)).transpose()?;
             Ok(Write { key: state.key(name), value })
         });
         engine.storage.apply(Space::Records, sealed.collect::<Result<_>>()?)?;

@@ -70,15 +70,22 @@ impl Rotation {
         self.rotations.progress(&self.org).unwrap_or_else(queued)
     }
 
-    /// Stops after the chunks in hand, until [`resume`](Self::resume) or the next open.
-    pub fn pause(&self) {
-        self.rotations.pause(&self.org, true);
+    /// Stops after the chunks in hand, until [`resume`](Self::resume), also over a restart.
+    ///
+    /// # Errors
+    /// Disk errors of the machine: it pauses, but not over a restart.
+    pub fn pause(&self) -> Result<()> {
+        self.rotations.pause(&self.org, true)
     }
 
     /// Goes on after a pause, or tries again after records that did not open were mended.
-    pub fn resume(&self) {
-        self.rotations.pause(&self.org, false);
+    ///
+    /// # Errors
+    /// Disk errors of the machine: it goes on, but not over a restart.
+    pub fn resume(&self) -> Result<()> {
+        let resumed = self.rotations.pause(&self.org, false);
         self.rotations.wake(&self.org);
+        resumed
     }
 
     /// Waits for the end. If a newer rotation was asked for meanwhile, both end with that one,

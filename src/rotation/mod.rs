@@ -5,6 +5,7 @@
 //! seal. What is under way is read from the keyring, so a killed store goes on by itself.
 
 mod count;
+mod due;
 mod erase;
 mod handle;
 mod hold;
@@ -15,15 +16,17 @@ mod task;
 mod throttle;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{self, Sender};
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
+use crate::storage::Space;
 
 pub(crate) use count::HeaderCount;
 pub(crate) use handle::Target;
@@ -42,8 +45,17 @@ pub(crate) struct Rotations {
 
 struct Board {
     reports: HashMap<OrgId, Report>,
-    throttle: Throttle,
+    settings: Settings,
 }
+
+/// What an operator has set, kept in the database.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Settings {
+    throttle: Throttle,
+    paused: BTreeSet<OrgId>,
+}
+
+const SETTINGS_KEY: &[u8] = b"settings";
 
 /// How one org's rotation stands.
 #[derive(Clone)]
@@ -73,13 +85,17 @@ impl Rotations {
     pub(crate) fn start(
         engine: Arc<Engine>,
         workers: usize,
-        throttle: Throttle,
+        throttle: Option<Throttle>,
     ) -> Result<(Arc<Self>, WorkerThread)> {
+        let stored = engine.storage.get(Space::System, SETTINGS_KEY)?;
+        let stored = stored.and_then(|stored| engine.notary.open(SETTINGS_KEY, &stored));
+        let mut settings: Settings = stored.unwrap_or_default();
+        settings.throttle = throttle.unwrap_or(settings.throttle);
         let (commands, received) = channel::unbounded();
         let rotations = Arc::new(Self {
             engine,
             commands,
-            board: Mutex::new(Board { reports: HashMap::new(), throttle }),
+            board: Mutex::new(Board { reports: HashMap::new(), settings }),
             changed: Condvar::new(),
         });
         for org in rotations.engine.rotating() {
@@ -101,8 +117,10 @@ impl Rotations {
     pub(crate) fn wake(&self, org: &Arc<OrgState>) {
         {
             let mut board = self.board();
+            let paused = board.settings.paused.contains(&org.id);
             let report = board.reports.entry(org.id);
             let report = report.or_insert_with(|| Report::queued(&org.name));
+            report.progress.paused = paused;
             report.blocked = None;
             if report.progress.phase == Phase::Done {
                 *report = Report::queued(&org.name);
@@ -117,22 +135,44 @@ impl Rotations {
         let _ = self.commands.send(Command::Erase(Arc::clone(org)));
     }
 
-    pub(crate) fn pause(&self, org: &OrgState, paused: bool) {
+    /// Pauses or resumes, until that is changed: also over a restart.
+    pub(crate) fn pause(&self, org: &OrgState, paused: bool) -> Result<()> {
         if let Some(report) = self.board().reports.get_mut(&org.id)
             && report.progress.phase != Phase::Done
         {
             report.progress.paused = paused;
         }
         let _ = self.commands.send(Command::Pause(org.id, paused));
+        self.set(|settings| {
+            if paused {
+                settings.paused.insert(org.id);
+            } else {
+                settings.paused.remove(&org.id);
+            }
+        })
     }
 
-    pub(crate) fn set_throttle(&self, throttle: Throttle) {
-        self.board().throttle = throttle;
+    pub(crate) fn is_paused(&self, org: OrgId) -> bool {
+        self.board().settings.paused.contains(&org)
+    }
+
+    pub(crate) fn set_throttle(&self, throttle: Throttle) -> Result<()> {
+        let set = self.set(|settings| settings.throttle = throttle);
         let _ = self.commands.send(Command::Pace);
+        set
     }
 
     pub(crate) fn throttle(&self) -> Throttle {
-        self.board().throttle.clone()
+        self.board().settings.throttle.clone()
+    }
+
+    fn set(&self, set: impl FnOnce(&mut Settings)) -> Result<()> {
+        let mut board = self.board();
+        set(&mut board.settings);
+        let value = self.engine.notary.seal(SETTINGS_KEY, &board.settings)?;
+        self.engine.storage.put(Space::System, SETTINGS_KEY, Some(value))?;
+        self.engine.written();
+        Ok(())
     }
 
     pub(crate) fn progress(&self, org: &OrgState) -> Option<Progress> {

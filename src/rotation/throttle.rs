@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// A ceiling on what rotations of a store use, all orgs together. The default is none.
@@ -15,7 +17,7 @@ use crate::error::{Error, Result};
 ///     .with_share_of_time(0.25)?;
 /// # Ok::<(), byokv::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Throttle {
     records_per_second: Option<u32>,
     bytes_per_second: Option<u64>,

@@ -98,7 +98,11 @@ impl Coordinator<'_> {
             }
             Command::Wake(org) => match self.tasks.iter_mut().find(|task| task.org.id == org.id) {
                 Some(task) => task.wake(),
-                None => self.tasks.push_back(Task::new(org)),
+                None => {
+                    let mut task = Task::new(org);
+                    task.paused = self.shared.is_paused(task.org.id);
+                    self.tasks.push_back(task);
+                }
             },
         }
         true

@@ -288,7 +288,7 @@ mod tests {
                         while !stop.load(Ordering::Relaxed) && rounds < 250 {
                             rounds += 1;
                             for i in (0..5000).filter(|i| i % 10 == thread) {
-                                let value = (rounds % 3 > 0).then(|| vec![rounds; 50]);
+                                let value = (!rounds.is_multiple_of(3)).then(|| vec![rounds; 50]);
                                 storage.put(Space::Records, &key(i), value).unwrap();
                             }
                         }
@@ -305,7 +305,7 @@ mod tests {
             let rounds: Vec<u8> = writers.into_iter().map(|w| w.join().unwrap()).collect();
             for i in 0..5000u32 {
                 let expected = match rounds.get((i % 10) as usize) {
-                    Some(rounds) => (rounds % 3 > 0).then(|| vec![*rounds; 50]),
+                    Some(rounds) => (!rounds.is_multiple_of(3)).then(|| vec![*rounds; 50]),
                     None => Some(vec![0; 50]),
                 };
                 let found = storage.get(Space::Records, &key(i)).unwrap();
