@@ -1,5 +1,6 @@
 //! Which changes of state a key may make, and what an org may do.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,20 @@ impl OrgPolicy {
         self
     }
 
+    /// Whether the org may bring its own key.
+    #[must_use]
+    pub fn with_byok(mut self, may_bring_key: bool) -> Self {
+        self.may_bring_key = may_bring_key;
+        self
+    }
+
+    /// No key is ever due.
+    #[must_use]
+    pub fn without_rotation_limits(mut self) -> Self {
+        self.rotate_after = RotateAfter::default();
+        self
+    }
+
     /// When a version under which no record is left is retired. Default immediately.
     #[must_use]
     pub fn with_retire(mut self, retire: RetirePolicy) -> Self {
@@ -142,6 +157,31 @@ impl OrgPolicy {
 
     pub(crate) fn suite(&self) -> Suite {
         self.suite
+    }
+}
+
+/// When keys rotate and retire, as a part of a sentence.
+impl fmt::Display for OrgPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RotateAfter { age, records, bytes } = self.rotate_after;
+        let limits = [
+            age.map(|age| humantime::format_duration(age).to_string()),
+            records.map(|records| format!("{records} records")),
+            bytes.map(|bytes| format!("{bytes} bytes")),
+        ];
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
+        if limits.is_empty() {
+            f.write_str("keys rotate by hand")?;
+        } else {
+            write!(f, "keys are due after {}", limits.join(" or "))?;
+        }
+        match self.retire {
+            RetirePolicy::Immediate => f.write_str(", retire at once"),
+            RetirePolicy::AfterHold(hold) => {
+                write!(f, ", retire after a hold of {}", humantime::format_duration(hold))
+            }
+            RetirePolicy::Manual => f.write_str(", retire by hand"),
+        }
     }
 }
 

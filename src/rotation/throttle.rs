@@ -1,5 +1,6 @@
 //! Pace: how fast a rotation may go, and how fast it goes. Time is a parameter.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,21 @@ impl Default for Throttle {
 
 /// What one chunk can cost at most, whatever the ceiling.
 const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
+
+impl fmt::Display for Throttle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::unlimited() {
+            return f.write_str("rotations are not limited");
+        }
+        let limits = [
+            self.records_per_second.map(|n| format!("{n} records per second")),
+            self.bytes_per_second.map(|n| format!("{n} bytes per second")),
+            self.is_share().then(|| format!("{} of the time", self.share_of_time)),
+        ];
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
+        write!(f, "rotations use at most {}", limits.join(", "))
+    }
+}
 
 /// When the next chunk may be handed out.
 pub(super) struct Pace {

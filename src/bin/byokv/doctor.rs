@@ -109,7 +109,12 @@ fn mode(report: &mut Report, what: &'static str, _: &Path, _: u32) {
 /// A rotation writes every record anew before sled reuses the space.
 #[cfg(unix)]
 fn space(report: &mut Report, data: &Path) {
-    let files = fs::read_dir(data.join("db")).into_iter().flatten().filter_map(io::Result::ok);
+    let entries = fs::read_dir(data).into_iter().flatten().filter_map(io::Result::ok);
+    // `db`, or `db.N` once residue was erased.
+    let databases = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("db"));
+    let files = databases
+        .flat_map(|entry| fs::read_dir(entry.path()).into_iter().flatten())
+        .filter_map(io::Result::ok);
     let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
     match rustix::fs::statvfs(data) {
         Ok(disk) => {

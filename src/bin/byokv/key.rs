@@ -1,6 +1,5 @@
 //! `byokv key`: bringing, changing, withholding keys.
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use byokv::{Fingerprint, KeyState, KeyVersion, Origin, Store};
@@ -11,7 +10,7 @@ use super::Context;
 use super::failure::{Failure, Result};
 use super::org::{SuiteName, keys};
 use super::ui::{self, Ui};
-use super::{rotation, secret};
+use super::{erase, rotation, secret};
 
 const PROVISION: &str = "\
 A key is what `openssl rand -base64 32` prints. New values use it at once; when every record from
@@ -41,6 +40,10 @@ pub(super) enum Command {
     Suspend(Suspend),
     /// Give a suspended key back
     Resume(Resume),
+    /// Let an old key go that the org's policy holds before its retirement
+    Retire(erase::Retire),
+    /// Erase what retired keys have left in the database's files
+    Erase(erase::Erase),
 }
 
 #[derive(Args)]
@@ -126,6 +129,8 @@ impl Command {
             }
             Self::Suspend(suspend) => context.with_store(|store| suspend.run(ui, store)),
             Self::Resume(resume) => resume.run(context),
+            Self::Retire(retire) => context.with_store(|store| retire.run(ui, store)),
+            Self::Erase(erase) => context.with_store(|store| erase.run(ui, store)),
         }
     }
 }
@@ -172,12 +177,7 @@ impl Suspend {
             for (version, fingerprint) in &held {
                 what += &format!("\n  {version}, fingerprint {fingerprint}");
             }
-            if !yes && io::stdin().is_terminal() {
-                ask(&org, &what)?;
-            } else {
-                ui.note(what);
-                confirmed(yes)?;
-            }
+            erase::confirm(ui, &org, &what, yes)?;
         }
         let suspended = store.keys().suspend(&org)?;
         let names: Vec<_> = suspended.iter().map(ToString::to_string).collect();
@@ -185,26 +185,6 @@ impl Suspend {
             &json!({"org": org, "suspended": suspended, "unreadable": unreadable}),
             format_args!("{} suspended", names.join(", ")),
         )
-    }
-}
-
-fn confirmed(yes: bool) -> Result {
-    let how = || Failure::Usage("nothing was changed; add --yes to go on".to_owned());
-    yes.then_some(()).ok_or_else(how)
-}
-
-fn ask(org: &str, what: &str) -> Result {
-    write!(io::stderr(), "{what}\nName the org to go on: ")?;
-    io::stderr().flush()?;
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::Failed(format!("reading the answer: {e}")))?;
-    if answer.trim() == org {
-        Ok(())
-    } else {
-        Err(Failure::Failed("not confirmed; nothing was changed".to_owned()))
     }
 }
 

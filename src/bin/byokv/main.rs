@@ -5,6 +5,7 @@
 mod certificate;
 mod doctor;
 mod dotenv;
+mod erase;
 mod failure;
 mod key;
 mod org;
@@ -199,7 +200,7 @@ impl Context {
     fn open(&self) -> Result<Store> {
         let data = self.data()?;
         let there = |part: &str| data.join(part).exists();
-        if !["keyring", "db", "mark"].into_iter().any(there) {
+        if !["keyring", "db", "mark", "LOCK"].into_iter().any(there) {
             return Err(Failure::NotFound(format!(
                 "there is no store in {}; make one with `byokv init`, or check the path",
                 data.display()

@@ -1,10 +1,13 @@
 //! `byokv org`: orgs and what they may do.
 
-use byokv::{OrgPolicy, OrgStatus, Suite};
+use std::time::Duration;
+
+use byokv::{OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::Context;
+use super::erase;
 use super::failure::Result;
 use super::ui::{self, Ui};
 
@@ -19,8 +22,10 @@ pub(super) enum Command {
         /// Name of the org
         name: String,
     },
-    /// Change what an org may do; a key that it brought stays
+    /// Change what an org may do, and when its keys rotate and retire; a key that it brought stays
     Policy(Policy),
+    /// Erase an org: destroy its keys, then delete its records
+    Delete(erase::Delete),
 }
 
 #[derive(Args)]
@@ -35,23 +40,71 @@ pub(super) struct Create {
     suite: SuiteName,
 }
 
+/// What is not named stays as it is.
 #[derive(Args)]
 pub(super) struct Policy {
     /// Name of the org
     name: String,
-    #[command(flatten)]
-    may: May,
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct May {
     /// It may bring its own key
-    #[arg(long)]
+    #[arg(long, conflicts_with = "platform_only")]
     byok: bool,
     /// It may not bring a key
     #[arg(long)]
     platform_only: bool,
+    /// When a key that has no record left is retired: `immediate`, `manual`, or after a hold,
+    /// such as `7d`
+    #[arg(long, value_name = "WHEN", value_parser = retire)]
+    retire: Option<RetirePolicy>,
+    /// Rotate a key once it is this old, such as `90d`
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    rotate_after_age: Option<Duration>,
+    /// Rotate a key once it has sealed so many records
+    #[arg(long, value_name = "RECORDS")]
+    rotate_after_records: Option<u64>,
+    /// Rotate a key once it has sealed so many bytes
+    #[arg(long, value_name = "BYTES")]
+    rotate_after_bytes: Option<u64>,
+    /// Never rotate a key by itself
+    #[arg(long, conflicts_with_all = ["rotate_after_age", "rotate_after_records", "rotate_after_bytes"])]
+    rotate_never: bool,
+}
+
+fn retire(text: &str) -> std::result::Result<RetirePolicy, String> {
+    match text {
+        "immediate" => Ok(RetirePolicy::Immediate),
+        "manual" => Ok(RetirePolicy::Manual),
+        hold => humantime::parse_duration(hold)
+            .map(RetirePolicy::AfterHold)
+            .map_err(|e| format!("`immediate`, `manual` or a time such as `7d`: {e}")),
+    }
+}
+
+impl Policy {
+    fn run(self, ui: Ui, store: &Store) -> Result {
+        let mut policy = store.keys().status(&self.name)?.policy;
+        if self.byok || self.platform_only {
+            policy = policy.with_byok(self.byok);
+        }
+        if self.rotate_never {
+            policy = policy.without_rotation_limits();
+        }
+        if let Some(retire) = self.retire {
+            policy = policy.with_retire(retire);
+        }
+        if let Some(age) = self.rotate_after_age {
+            policy = policy.with_rotation_after_age(age);
+        }
+        if let Some(records) = self.rotate_after_records {
+            policy = policy.with_rotation_after_records(records);
+        }
+        if let Some(bytes) = self.rotate_after_bytes {
+            policy = policy.with_rotation_after_bytes(bytes);
+        }
+        let may = if policy.may_bring_key() { "may" } else { "may not" };
+        let text = format!("org {} {may} bring its own key; {policy}", self.name);
+        store.keys().set_policy(&self.name, policy)?;
+        ui.done(&store.keys().status(&self.name)?, text)
+    }
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -97,15 +150,8 @@ impl Command {
                 },
             ),
             Self::Show { name } => show(ui, &store.keys().status(&name)?),
-            Self::Policy(Policy { name, may }) => {
-                let suite = store.keys().status(&name)?.suite;
-                store.keys().set_policy(&name, policy(may.byok).with_suite(suite))?;
-                let may = if may.byok { "may" } else { "may not" };
-                ui.done(
-                    &store.keys().status(&name)?,
-                    format_args!("org {name} {may} bring its own key"),
-                )
-            }
+            Self::Policy(policy) => policy.run(ui, store),
+            Self::Delete(delete) => delete.run(ui, store),
         })
     }
 }
@@ -123,11 +169,12 @@ fn show(ui: Ui, org: &OrgStatus) -> Result {
         return ui::object(&json!(org));
     }
     ui::line(format_args!(
-        "name      {}\nid        {}\nbyok      {}\nsuite     {}\nrotating  {}\n",
+        "name      {}\nid        {}\nbyok      {}\nsuite     {}\npolicy    {}\nrotating  {}\n",
         org.name,
         org.id,
         yes(org.policy.may_bring_key()),
         org.suite,
+        org.policy,
         yes(org.rotating),
     ))?;
     keys(ui, org)
@@ -136,9 +183,16 @@ fn show(ui: Ui, org: &OrgStatus) -> Result {
 /// One row for each key version.
 pub(super) fn keys(ui: Ui, org: &OrgStatus) -> Result {
     ui.rows(["key", "state", "origin", "fingerprint", "created", "retired"], &org.versions, |key| {
+        let state = match (key.due, key.held_since_unix_ms) {
+            (Some(why), _) if key.retired_unix_ms.is_none() => {
+                format!("{}, due by {why}", key.state)
+            }
+            (_, Some(_)) => format!("{}, held", key.state),
+            _ => key.state.to_string(),
+        };
         [
             key.version.to_string(),
-            key.state.to_string(),
+            state,
             key.origin.to_string(),
             key.fingerprint.to_string(),
             ui::time(key.created_unix_ms),

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use byokv::{Certificate, KeyState, Phase, Progress, Rotation, Store};
-use clap::Subcommand;
+use byokv::{Certificate, Error, KeyState, Phase, Progress, Rotation, Store, Throttle};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
+use super::erase;
 use super::failure::{Failure, Result};
 use super::ui::{self, Ui};
 
@@ -26,6 +27,63 @@ pub(super) enum Command {
         /// Only of this org
         org: Option<String>,
     },
+    /// Let an org's rotation rest until `resume`, whoever opens the store
+    Pause {
+        /// Name of the org
+        org: String,
+    },
+    /// Let a paused rotation go on
+    Resume {
+        /// Name of the org
+        org: String,
+    },
+    /// Limit what rotations use, whoever opens the store; without a limit, say what it is
+    Throttle(Limits),
+}
+
+#[derive(Args)]
+pub(super) struct Limits {
+    /// Records opened per second, all orgs together
+    #[arg(long)]
+    records_per_second: Option<u32>,
+    /// Bytes opened per second
+    #[arg(long)]
+    bytes_per_second: Option<u64>,
+    /// Share of the time, 0.001 to 1
+    #[arg(long)]
+    share_of_time: Option<f64>,
+    /// No limit
+    #[arg(long, conflicts_with_all = ["records_per_second", "bytes_per_second", "share_of_time"])]
+    none: bool,
+}
+
+impl Limits {
+    fn run(&self, ui: Ui, store: &Store) -> Result {
+        let keys = store.keys();
+        let named = self.records_per_second.is_some()
+            || self.bytes_per_second.is_some()
+            || self.share_of_time.is_some();
+        if named || self.none {
+            let mut throttle = Throttle::unlimited();
+            if let Some(records) = self.records_per_second {
+                throttle = throttle.with_records_per_second(records)?;
+            }
+            if let Some(bytes) = self.bytes_per_second {
+                throttle = throttle.with_bytes_per_second(bytes)?;
+            }
+            if let Some(share) = self.share_of_time {
+                throttle = throttle.with_share_of_time(share)?;
+            }
+            keys.set_throttle(throttle)?;
+        }
+        let throttle = keys.throttle();
+        ui.result(&throttle, &throttle)
+    }
+}
+
+fn of(store: &Store, org: &str) -> Result<Rotation> {
+    let none = || Failure::NotFound(format!("no rotation of org \"{org}\" is under way"));
+    store.keys().rotation(org)?.ok_or_else(none)
 }
 
 /// A rotation as its records tell, also before the worker has got far.
@@ -75,11 +133,28 @@ impl Command {
                     return ui.done(&(), "no rotation is under way");
                 }
                 for rotation in &rotations {
-                    let certificate = wait(ui, store, rotation)?;
-                    ui.result(&certificate, &certificate)?;
+                    match wait(ui, store, rotation)? {
+                        Some(certificate) => {
+                            ui.result(&certificate, &certificate)?;
+                            erase::note_residue(ui, store, rotation.org())?;
+                        }
+                        None => ui.done(&rotation.progress(), rotation.progress())?,
+                    }
                 }
                 Ok(())
             }
+            Self::Pause { org } => {
+                let rotation = of(store, &org)?;
+                rotation.pause()?;
+                ui.done(&rotation.progress(), format_args!("the rotation of org {org} rests"))
+            }
+            Self::Resume { org } => {
+                let rotation = of(store, &org)?;
+                rotation.resume()?;
+                let text = "it goes on whenever the store is open, or by `byokv rotation wait`";
+                ui.done(&rotation.progress(), text)
+            }
+            Self::Throttle(limits) => limits.run(ui, store),
         })
     }
 }
@@ -116,7 +191,11 @@ fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
     for rotation in &rotations {
         if ui.json {
             while rotation.wait_timeout(Duration::from_millis(500))?.is_none() {
-                ui::object(&rotation.progress())?;
+                let progress = rotation.progress();
+                ui::object(&progress)?;
+                if progress.phase == Phase::Held || progress.paused {
+                    break;
+                }
                 not_suspended(store, rotation)?;
             }
             ui::object(&rotation.progress())?;
@@ -128,15 +207,20 @@ fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
     Ok(())
 }
 
-/// Waits for the end, with progress on stderr.
-pub(super) fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<Certificate> {
+/// Waits for the end, with progress on stderr. `None` if the org's policy holds the old key, or
+/// the rotation is paused.
+fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<Option<Certificate>> {
     let mut bar = ui.bar();
     loop {
-        bar.show(&rotation.progress());
-        if let Some(certificate) = rotation.wait_timeout(Duration::from_millis(100))? {
-            return Ok(certificate);
+        let progress = rotation.progress();
+        bar.show(&progress);
+        match rotation.wait_timeout(Duration::from_millis(100)) {
+            Ok(Some(certificate)) => return Ok(Some(certificate)),
+            Err(Error::RetirementAwaited { .. }) => return Ok(None),
+            Ok(None) if progress.phase == Phase::Held || progress.paused => return Ok(None),
+            Ok(None) => not_suspended(store, rotation)?,
+            Err(error) => return Err(error.into()),
         }
-        not_suspended(store, rotation)?;
     }
 }
 
@@ -149,7 +233,7 @@ fn not_suspended(store: &Store, rotation: &Rotation) -> Result {
     let org = store.keys().status(rotation.org())?;
     match org.versions.iter().find(|key| key.state == KeyState::Suspended) {
         Some(key) => {
-            Err(Failure::Store(byokv::Error::KeySuspended { org: org.name, version: key.version }))
+            Err(Failure::Store(Error::KeySuspended { org: org.name, version: key.version }))
         }
         None => Ok(()),
     }
@@ -174,6 +258,21 @@ pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -
              store is open, or by `byokv rotation wait`",
         );
     }
-    let certificate = wait(ui, store, rotation)?;
-    ui.result(&json(Some(&certificate)), &certificate)
+    match wait(ui, store, rotation)? {
+        Some(certificate) => {
+            ui.result(&json(Some(&certificate)), &certificate)?;
+            erase::note_residue(ui, store, org)
+        }
+        None if rotation.progress().paused => ui.done(
+            &json(None),
+            format_args!("it is paused; `byokv rotation resume {org}` lets it go on"),
+        ),
+        None => ui.done(
+            &json(None),
+            format_args!(
+                "nothing is left under the old key, which is held by the org's policy; \
+                 `byokv key retire {org}` lets it go"
+            ),
+        ),
+    }
 }

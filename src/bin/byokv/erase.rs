@@ -1,0 +1,133 @@
+//! What cannot be undone: letting a held key go, erasing an org, erasing old ciphertext.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use byokv::{Residue, Store};
+use clap::Args;
+
+use super::failure::{Failure, Result};
+use super::rotation;
+use super::ui::{self, Ui};
+
+#[derive(Args)]
+pub(super) struct Delete {
+    /// Name of the org
+    name: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args)]
+pub(super) struct Retire {
+    /// Name of the org
+    org: String,
+}
+
+#[derive(Args)]
+pub(super) struct Erase {
+    /// Only say what would be erased
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Delete {
+    pub(super) fn run(self, ui: Ui, store: &Store) -> Result {
+        let Self { name, yes } = self;
+        let records = store.keys().census(&name)?.total();
+        let what = format!(
+            "Every key of org \"{name}\" is destroyed, and its {} with it. Nobody can bring them \
+             back.",
+            ui::records(records)
+        );
+        confirm(ui, &name, &what, yes)?;
+        let erasure = store.keys().erase_org(&name)?;
+        let mut bar = ui.bar();
+        let certificate = loop {
+            bar.show(&erasure.progress());
+            if let Some(certificate) = erasure.wait_timeout(Duration::from_millis(100))? {
+                break certificate;
+            }
+        };
+        ui.result(&certificate, &certificate)
+    }
+}
+
+impl Retire {
+    pub(super) fn run(self, ui: Ui, store: &Store) -> Result {
+        let rotation = store.keys().retire(&self.org)?;
+        rotation::begun(ui, store, &rotation, false)
+    }
+}
+
+impl Erase {
+    pub(super) fn run(self, ui: Ui, store: &Store) -> Result {
+        if self.dry_run {
+            return residue(ui, &store.residue()?);
+        }
+        let erased = store.erase_residue()?;
+        if ui.json {
+            return ui::object(&erased);
+        }
+        let found: u64 = erased.before.iter().map(|residue| residue.envelopes).sum();
+        ui::line(format_args!(
+            "{found} envelopes of retired keys erased; writes stood still for {:?}; the files had \
+             {} bytes and have {} now",
+            erased.writes_paused, erased.bytes_before, erased.bytes_after
+        ))?;
+        erased.certificates.iter().try_for_each(ui::line)
+    }
+}
+
+/// What is left of retired keys in the database's files.
+fn residue(ui: Ui, residue: &[Residue]) -> Result {
+    if residue.is_empty() && !ui.json {
+        return ui::line("no envelope of a retired key is left in the database's files");
+    }
+    ui.rows(["org", "key", "envelopes", "bytes at most"], residue, |residue| {
+        [
+            residue.org.clone(),
+            residue.version.to_string(),
+            residue.envelopes.to_string(),
+            residue.bytes_at_most.to_string(),
+        ]
+    })
+}
+
+/// After a rotation: its old ciphertext is still there.
+pub(super) fn note_residue(ui: Ui, store: &Store, org: &str) -> Result {
+    let residue = store.residue()?;
+    let (envelopes, bytes) = residue
+        .iter()
+        .filter(|residue| residue.org == org)
+        .fold((0, 0), |(n, bytes), r| (n + r.envelopes, bytes + r.bytes_at_most));
+    if envelopes > 0 {
+        ui.note(format_args!(
+            "{org}: {envelopes} envelopes of its retired keys, at most {bytes} bytes, still lie in the \
+             database's files; nobody has their keys; `byokv key erase` erases them"
+        ));
+    }
+    Ok(())
+}
+
+/// Asks on a terminal; elsewhere wants `--yes`.
+pub(super) fn confirm(ui: Ui, name: &str, what: &str, yes: bool) -> Result {
+    if yes || !io::stdin().is_terminal() {
+        ui.note(what);
+        let how = || Failure::Usage("nothing was changed; add --yes to go on".to_owned());
+        return yes.then_some(()).ok_or_else(how);
+    }
+    write!(io::stderr(), "{what}\nName the org to go on: ")?;
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::Failed(format!("reading the answer: {e}")))?;
+    if answer.trim() == name {
+        Ok(())
+    } else {
+        Err(Failure::Failed("not confirmed; nothing was changed".to_owned()))
+    }
+}
