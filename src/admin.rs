@@ -2,14 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "import")]
+use std::time::Duration;
 
 use serde::Serialize;
 
+#[cfg(feature = "import")]
+use crate::audit::now_unix_ms;
 use crate::audit::{AuditEntry, Certificate};
-use crate::engine::Engine;
+use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
-use crate::keyring::{OrgEntry, OrgPolicy};
+#[cfg(feature = "import")]
+use crate::import::{ImportToken, SealedKey};
+use crate::keyring::{Installed, OrgEntry, OrgPolicy};
 use crate::material::KeyMaterial;
 use crate::observe::Census;
 use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
@@ -78,6 +84,70 @@ impl KeyAdmin {
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) while its key is suspended.
     pub fn provision(&self, org: &str, material: KeyMaterial) -> Result<Rotation> {
         self.install(org, material, Origin::Customer)
+    }
+
+    /// Like [`provision`](Self::provision), for the key that the org announced: whoever
+    /// brings the bytes and whoever tells the fingerprint must be one.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedKey`](crate::Error::UnexpectedKey) for any other key, audited, before
+    /// anything is changed; those of [`provision`](Self::provision).
+    pub fn provision_expecting(
+        &self,
+        org: &str,
+        material: KeyMaterial,
+        expected: Fingerprint,
+    ) -> Result<Rotation> {
+        let given = material.fingerprint();
+        if given != expected {
+            self.engine.check_open()?;
+            let state = self.engine.org(org)?;
+            let refused = crate::Error::UnexpectedKey { expected, given };
+            return Err(self.engine.audit_refusal(&state, given, refused));
+        }
+        self.provision(org, material)
+    }
+
+    /// Makes a token that the org can seal one key under, within `valid_for` (1 minute to 30
+    /// days). It is public; its private half stays in the keyring, and is destroyed when the
+    /// token is used or its time is up. See [`ImportToken`] for the whole way of a key.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) for another time,
+    /// [`Error::NotEntitled`](crate::Error::NotEntitled),
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the org has 100 tokens that may
+    /// still be used, [`Error::OrgUnknown`](crate::Error::OrgUnknown).
+    #[cfg(feature = "import")]
+    pub fn import_token(&self, org: &str, valid_for: Duration) -> Result<ImportToken> {
+        let state = self.engine.org(org)?;
+        self.engine.import_token(&state, valid_for, now_unix_ms())
+    }
+
+    /// Like [`provision`](Self::provision), for a key that travelled sealed. The token is used
+    /// up in the same atomic step.
+    ///
+    /// Everybody who sees a token can seal a key under it: only the fingerprint, told by
+    /// another channel, shows that the key is the org's. A key that differs from `expected` is
+    /// refused, and the token can still be used.
+    ///
+    /// # Errors
+    /// [`Error::Import`](crate::Error::Import) with an [`ImportError`](crate::ImportError) that
+    /// tells what is wrong with the token or the sealed key;
+    /// [`Error::UnexpectedKey`](crate::Error::UnexpectedKey),
+    /// [`Error::NotEntitled`](crate::Error::NotEntitled),
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) while the org's key is suspended. All
+    /// are audited. The token is used up by a key that opens and is reused or plainly not
+    /// random; every other refusal leaves it usable.
+    #[cfg(feature = "import")]
+    pub fn provision_sealed(
+        &self,
+        org: &str,
+        sealed: &SealedKey,
+        expected: Option<Fingerprint>,
+    ) -> Result<Rotation> {
+        let state = self.engine.org(org)?;
+        let installed = self.engine.provision_sealed(&state, sealed, expected)?;
+        Ok(self.begun(state, installed))
     }
 
     /// Replaces the org's platform key by a new one.
@@ -260,9 +330,13 @@ impl KeyAdmin {
     fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {
         let state = self.engine.org(org)?;
         let installed = self.engine.install(&state, material, origin)?;
+        Ok(self.begun(state, installed))
+    }
+
+    fn begun(&self, state: Arc<OrgState>, installed: Installed) -> Rotation {
         self.rotations.wake(&state);
         let target = Target::Version(installed.from);
-        Ok(Rotation::new(Arc::clone(&self.rotations), state, target))
+        Rotation::new(Arc::clone(&self.rotations), state, target)
     }
 
     fn new_platform_key(&self, org: &str, replacing: Origin) -> Result<Rotation> {

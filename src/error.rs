@@ -7,6 +7,10 @@ use std::sync::Arc;
 
 use crate::id::{Fingerprint, KeyVersion};
 
+mod import;
+
+pub use import::ImportError;
+
 /// Result of every call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -106,6 +110,17 @@ pub enum Error {
         /// Fingerprint of the material given.
         given: Fingerprint,
     },
+    /// The key is another one than the fingerprint that was announced for it.
+    #[error("wrong key: its fingerprint is {given}, {expected} was expected; nothing was changed")]
+    UnexpectedKey {
+        /// The fingerprint that was announced.
+        expected: Fingerprint,
+        /// Fingerprint of the material given.
+        given: Fingerprint,
+    },
+    /// A sealed key, or the token for it, was refused.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The requested change does not fit the state that the org's keys are in.
     #[error("org \"{org}\": {why}; nothing was changed")]
     KeyConflict {
@@ -365,6 +380,8 @@ impl Error {
                 | Self::KeyMaterial(_)
                 | Self::KeyReused { .. }
                 | Self::WrongKey { .. }
+                | Self::UnexpectedKey { .. }
+                | Self::Import(_)
                 | Self::NameLength { .. }
                 | Self::ValueTooLarge { .. }
                 | Self::InvalidOption { .. }
@@ -378,6 +395,8 @@ impl Error {
             self,
             Self::KeyReused { .. }
                 | Self::WrongKey { .. }
+                | Self::UnexpectedKey { .. }
+                | Self::Import(_)
                 | Self::NotEntitled { .. }
                 | Self::KeyConflict { .. }
         )

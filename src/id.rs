@@ -77,6 +77,27 @@ impl Fingerprint {
     }
 }
 
+/// Public name of an import token, printed as hex: the first 16 bytes of SHA-256 over all that
+/// the token says. Whoever compares it with the store's compares the whole token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TokenId(#[serde(with = "hex_array")] [u8; 16]);
+
+impl TokenId {
+    #[cfg_attr(not(feature = "import"), allow(dead_code))]
+    pub(crate) const LEN: usize = 16;
+
+    #[cfg_attr(not(feature = "import"), allow(dead_code))]
+    pub(crate) const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
 macro_rules! hex_display {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -91,7 +112,7 @@ macro_rules! hex_display {
         }
     )*};
 }
-hex_display!(OrgId, Fingerprint);
+hex_display!(OrgId, Fingerprint, TokenId);
 
 /// Where key material came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

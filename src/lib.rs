@@ -38,6 +38,8 @@ pub mod failpoint;
 pub mod fuzzing;
 mod gate;
 mod id;
+#[cfg(feature = "import")]
+mod import;
 mod keyring;
 mod mark;
 mod material;
@@ -52,8 +54,10 @@ pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
 pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
-pub use error::{Error, KeyMaterialError, Result};
-pub use id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
+pub use error::{Error, ImportError, KeyMaterialError, Result};
+pub use id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite, TokenId};
+#[cfg(feature = "import")]
+pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
 pub use keyring::{OrgPolicy, RetirePolicy};
 pub use material::KeyMaterial;

@@ -1,6 +1,7 @@
 //! Key material: 32 secret bytes. Parsed strictly, filled in place, wiped on drop.
 
 use std::fmt;
+use std::str::FromStr;
 
 use base64ct::{Base64, Encoding};
 use hkdf::Hkdf;
@@ -148,6 +149,21 @@ impl KeyMaterial {
         match implausible(&self.0) {
             Some(why) => Err(why.into()),
             None => Ok(self),
+        }
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidOption`] for anything but 32 hex digits.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut bytes = [0; Self::LEN];
+        let decoded = base16ct::mixed::decode(text, &mut bytes).map(<[u8]>::len);
+        match decoded {
+            Ok(Self::LEN) => Ok(Self::from_bytes(bytes)),
+            _ => Err(Error::InvalidOption { option: "fingerprint", why: "it has 32 hex digits" }),
         }
     }
 }
@@ -330,7 +346,12 @@ mod tests {
     #[test]
     fn fingerprint_is_what_openssl_computes() {
         let key = KeyMaterial::from_base64(GOOD).unwrap();
-        assert_eq!(key.fingerprint().to_string(), "0846f66a2cc1aa4c2ccfbf83104049a4");
+        let text = "0846f66a2cc1aa4c2ccfbf83104049a4";
+        assert_eq!(key.fingerprint().to_string(), text);
+        assert_eq!(text.to_uppercase().parse::<Fingerprint>().unwrap(), key.fingerprint());
+        for bad in ["", "08", &text[1..], &format!("{text}00"), &text.replace('f', "g")] {
+            assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, status};
+use crate::audit::now_unix_ms;
 use crate::engine::{Engine, EngineOptions, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
@@ -347,30 +348,49 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The thread that makes buffered writes durable, and looks for keys that are due.
+/// The thread that makes buffered writes durable, looks for keys that are due, and ends import
+/// tokens whose time is up.
 struct Syncer {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Syncer {
+    /// Between two looks for expired tokens.
+    const LOOK: Duration = Duration::from_secs(20);
+
     fn start(rotations: Arc<Rotations>, interval: Duration) -> Result<Self> {
         let (stop, stopped) = channel::bounded(0);
         let thread = std::thread::Builder::new()
             .name("byokv-sync".to_owned())
-            .spawn(move || Self::run(&rotations, interval / 2, &stopped))
+            .spawn(move || Self::run(&rotations, interval / 2, Self::LOOK, &stopped))
             .map_err(|e| Error::io("starting the syncing thread", e))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 
-    fn run(rotations: &Rotations, interval: Duration, stopped: &Receiver<()>) {
+    fn run(rotations: &Rotations, interval: Duration, look: Duration, stopped: &Receiver<()>) {
         let engine = &rotations.engine;
-        while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-            if let Err(error) = engine.sync_if_dirty() {
-                tracing::warn!(%error, "background sync failed, trying again");
+        let (mut synced, mut looked) = (Instant::now(), Instant::now());
+        let left = |since: Instant, every: Duration| every.saturating_sub(since.elapsed());
+        loop {
+            let wait = left(synced, interval).min(left(looked, look));
+            if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                return;
             }
-            if let Err(error) = rotations.rotate_due() {
-                tracing::warn!(%error, "what is due could not be rotated, trying again");
+            if synced.elapsed() >= interval {
+                if let Err(error) = engine.sync_if_dirty() {
+                    tracing::warn!(%error, "background sync failed, trying again");
+                }
+                if let Err(error) = rotations.rotate_due() {
+                    tracing::warn!(%error, "what is due could not be rotated, trying again");
+                }
+                synced = Instant::now();
+            }
+            if looked.elapsed() >= look {
+                if let Err(error) = engine.expire_tokens(now_unix_ms()) {
+                    tracing::warn!(%error, "expired import tokens are still there, trying again");
+                }
+                looked = Instant::now();
             }
         }
     }
@@ -382,5 +402,41 @@ impl Syncer {
         {
             tracing::error!("the syncing thread had panicked");
         }
+    }
+}
+
+#[cfg(all(test, feature = "import"))]
+mod tests {
+    use super::*;
+    use crate::keyring::Keyring;
+    use crate::material::KeyMaterial;
+
+    #[test]
+    fn the_syncing_thread_ends_expired_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::from_material(KeyMaterial::generate().unwrap());
+        let store = Store::open(dir.path().join("data"), root).unwrap();
+        store.create_org("acme", OrgPolicy::byok()).unwrap();
+        let org = store.engine.org("acme").unwrap();
+        let minute = Duration::from_secs(60);
+        store.engine.import_token(&org, minute, now_unix_ms() - 61_000).unwrap();
+        let has_expired = |keyring: &Keyring| keyring.has_expired_tokens(now_unix_ms());
+        assert!(store.engine.with_keyring(has_expired));
+
+        let tick = Duration::from_millis(5);
+        let (stop, stopped) = channel::bounded(0);
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| Syncer::run(&store.rotations, Duration::from_secs(3600), tick, &stopped));
+            let (_never, wait) = channel::bounded::<()>(0);
+            for _ in 0..2000 {
+                if !store.engine.with_keyring(has_expired) {
+                    break;
+                }
+                let _ = wait.recv_timeout(tick);
+            }
+            drop(stop);
+        });
+        assert!(!store.engine.with_keyring(has_expired));
     }
 }

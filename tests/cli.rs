@@ -271,6 +271,57 @@ fn keygen_makes_keys_that_are_taken() {
     assert_eq!(shell.refused("key fingerprint", b"\xff").0, 5);
 }
 
+/// The customer's side needs no store, no root key and no settings.
+#[test]
+fn a_key_travels_sealed() {
+    let (operator, customer) = (Shell::new(), Shell::empty());
+    operator.fine("org create acme --byok");
+    operator.fine("org create umbra --byok");
+    let made = operator.run("key import-token acme --valid-for 1h", b"");
+    let token = String::from_utf8(made.stdout).unwrap();
+    let about = String::from_utf8(made.stderr).unwrap();
+    assert!(about.contains("for org \"acme\", until "), "{about}");
+
+    let key = common::key_text();
+    let mut wrap = Command::new(BYOKV);
+    wrap.args(["key", "wrap", "--token", token.trim()]).env_clear().current_dir(&customer.dir);
+    let wrapped = run(&mut wrap, key.as_bytes());
+    let (sealed, said) = (wrapped.stdout, String::from_utf8(wrapped.stderr).unwrap());
+    assert!(wrapped.status.success() && said.starts_with(&about), "{said}");
+    let fingerprint = said.lines().last().unwrap().strip_prefix("fingerprint ").unwrap();
+    assert!(sealed.starts_with(b"byokv-sealed-1."));
+
+    let (code, error) = operator.refused("key provision umbra --sealed", &sealed);
+    assert!(code == 5 && error.contains("sealed for the org \"acme\""), "{error}");
+    assert!(error.contains("hint: byokv key provision acme --sealed"), "{error}");
+    let mut altered = sealed.clone();
+    altered[40] = if altered[40] == b'A' { b'B' } else { b'A' };
+    let (code, error) = operator.refused("key provision acme --sealed", &altered);
+    assert!(code == 5 && error.contains("checksum"), "{error}");
+    let other = "key provision acme --sealed --expect-fingerprint 00000000000000000000000000000000";
+    let (code, error) = operator.refused(other, &sealed);
+    assert!(code == 5 && error.contains("wrong key: its fingerprint is"), "{error}");
+    let (code, error) = operator.refused("key provision acme", &sealed);
+    assert!(code == 5 && error.contains("not acceptable as key material"), "{error}");
+
+    fs::write(operator.path("sealed"), &sealed).unwrap();
+    let line = format!(
+        "--json key provision acme --sealed --file sealed --expect-fingerprint {fingerprint}"
+    );
+    let provisioned: Value = serde_json::from_str(&operator.fine(&line)).unwrap();
+    assert_eq!(provisioned["active"]["fingerprint"], fingerprint);
+    assert_eq!(provisioned["certificate"]["records_left"], 0);
+    let (code, error) = operator.refused("--json key provision acme --sealed", &sealed);
+    let error: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!((code, &error["error"]["kind"]), (5, &"import_used".into()));
+    let audit = operator.fine("audit");
+    for event in ["import token", "used  org acme", "sealed key under token"] {
+        assert!(audit.contains(event), "{audit}");
+    }
+    assert_eq!(operator.refused("key import-token acme --valid-for 59s", b"").0, 2);
+    assert_eq!(operator.refused("key import-token acme --valid-for soon", b"").0, 2);
+}
+
 #[test]
 fn every_command_speaks_json() {
     let shell = Shell::empty();
@@ -291,6 +342,13 @@ fn every_command_speaks_json() {
     assert_eq!(provisioned["active"]["fingerprint"], fingerprint);
     assert_eq!(provisioned["certificate"]["records_left"], 0);
     assert_eq!(shell.json("key list acme").len(), 2);
+    let token = &shell.json("key import-token acme")[0];
+    assert_eq!(token["org"], "acme");
+    fs::write(shell.path("k2"), common::key_text()).unwrap();
+    let line = format!("key wrap --file k2 --token {}", token["token"].as_str().unwrap());
+    let wrapped = &shell.json(&line)[0];
+    assert_eq!(wrapped["token_id"], token["token_id"]);
+    assert!(wrapped["sealed"].is_string() && wrapped["fingerprint"].is_string());
     assert_eq!(shell.json("key suspend acme --yes")[0]["unreadable"], 1);
     assert_eq!(shell.json("verify --deep")[0]["withheld"], 1);
     assert_eq!(shell.json("key resume acme --file k")[0]["resumed"], 2);

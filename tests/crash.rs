@@ -8,7 +8,7 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use byokv::{KeyState, Options, OrgPolicy, RootKey, failpoint};
+use byokv::{Error, ImportError, KeyState, Options, OrgPolicy, RootKey, SealedKey, failpoint};
 use common::{Ended, Place, check_filled, filled, key_text, material};
 
 const RECORDS: usize = 300;
@@ -38,8 +38,13 @@ fn child() {
     let org = store.org("acme").unwrap();
     org.put("n00000", "v0").unwrap();
     org.get("n00000").unwrap();
-    let rotation = store.keys().provision("acme", material(&text("BYOKV_CHILD_KEY"))).unwrap();
-    rotation.ended();
+    let keys = store.keys();
+    let key = text("BYOKV_CHILD_KEY");
+    let rotation = match key.parse::<SealedKey>() {
+        Ok(sealed) => keys.provision_sealed("acme", &sealed, None),
+        Err(_) => keys.provision("acme", material(&key)),
+    };
+    rotation.unwrap().ended();
 }
 
 #[test]
@@ -89,5 +94,40 @@ fn a_rotation_killed_at_each_point_ends_in_the_same_state() {
             let leftovers = std::fs::read_dir(place.data()).unwrap().count();
             assert_eq!(leftovers, 4, "{point}: db, keyring, mark, LOCK");
         }
+    }
+}
+
+/// The token's end and the key's beginning are one: there is no state in between.
+#[test]
+fn a_sealed_import_killed_at_each_point_happened_or_did_not() {
+    const BEFORE: &[&str] = &["keyring.written"];
+    const AFTER: &[&str] =
+        &["keyring.exchanged", "keyring.dir_synced", "keyring.saved", "outbox.written"];
+    for point in [BEFORE, AFTER].concat() {
+        let place = Place::new();
+        let store = place.open();
+        drop(filled(&store, "acme", RECORDS));
+        let token = store.keys().import_token("acme", Duration::from_secs(86_400)).unwrap();
+        let key = material(&key_text());
+        let sealed = token.seal(&key).unwrap();
+        store.close().unwrap();
+        assert!(child_at(point, &place, &sealed.to_string()), "{point} was not reached");
+
+        let store = place.open();
+        let keys = store.keys();
+        let happened = keys.status("acme").unwrap().versions.len() == 2;
+        assert_eq!(happened, AFTER.contains(&point), "{point}");
+        match keys.provision_sealed("acme", &sealed, None) {
+            Ok(_) => assert!(!happened, "{point}: used twice"),
+            Err(Error::Import(ImportError::Used { .. })) => assert!(happened, "{point}: lost"),
+            Err(error) => panic!("{point}: {error}"),
+        }
+        if let Some(rotation) = keys.rotation("acme").unwrap() {
+            rotation.ended();
+        }
+        let versions = keys.status("acme").unwrap().versions;
+        assert_eq!((versions.len(), versions[1].fingerprint), (2, key.fingerprint()), "{point}");
+        check_filled(&store.org("acme").unwrap(), RECORDS);
+        keys.audit().for_each(|entry| drop(entry.unwrap()));
     }
 }

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("material", 1),
     ("envelope", 2),
     ("sealed", 2),
+    ("import", 2),
     ("keyring", 3),
     ("storage", 3),
     ("mark", 3),

@@ -13,7 +13,7 @@ pub use certificate::{Certificate, CertificateKind};
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
-use crate::id::{Due, Fingerprint, KeyVersion, OrgId, Suite, hex_array};
+use crate::id::{Due, Fingerprint, KeyVersion, OrgId, Suite, TokenId, hex_array};
 use crate::material::KeyMaterial;
 use crate::sealed;
 
@@ -84,6 +84,30 @@ pub enum AuditEvent {
         /// What was behind.
         what: String,
     },
+    /// An import token was made: a key may come in under it.
+    ImportTokenMade {
+        /// The token.
+        token: TokenId,
+        /// When it expires, milliseconds since 1970-01-01 UTC.
+        expires_unix_ms: u64,
+    },
+    /// A sealed key was opened under an import token, and the token's private half destroyed.
+    ImportTokenUsed {
+        /// The token.
+        token: TokenId,
+    },
+    /// An import token expired unused, and its private half was destroyed.
+    ImportTokenExpired {
+        /// The token.
+        token: TokenId,
+    },
+    /// A sealed key was refused.
+    SealedKeyRefused {
+        /// The token that it names.
+        token: TokenId,
+        /// Why, in the words of the error.
+        why: String,
+    },
 }
 
 /// One entry of the audit log.
@@ -132,6 +156,14 @@ impl fmt::Display for AuditEntry {
             AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,
             AuditEvent::RootKeyChanged => f.write_str("root key changed")?,
             AuditEvent::RollbackAccepted { what } => write!(f, "rollback accepted ({what})")?,
+            AuditEvent::ImportTokenMade { token, expires_unix_ms } => {
+                write!(f, "import token {token} made, until {}", rfc3339(*expires_unix_ms))?;
+            }
+            AuditEvent::ImportTokenUsed { token } => write!(f, "import token {token} used")?,
+            AuditEvent::ImportTokenExpired { token } => write!(f, "import token {token} expired")?,
+            AuditEvent::SealedKeyRefused { token, why } => {
+                write!(f, "sealed key under token {token} refused ({why})")?;
+            }
         }
         if let Some((name, _)) = &self.org {
             write!(f, "  org {name}")?;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use super::import::expire;
 use super::{Engine, OrgKeys, OrgState};
 use crate::audit::{AuditEvent, Draft, now_unix_ms};
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ impl Engine {
     /// 3. what is owed, into the database, then a sync; until that is known to be done, it
     ///    stays in the keyring and is done again at each open.
     ///
-    /// The caller publishes the org's new keys. Nothing is changed if `change` refuses.
+    /// Import tokens whose time is up end with every change. The caller publishes the org's new keys. Nothing is changed if `change` refuses.
     pub(crate) fn change<T>(
         &self,
         root: Option<RootKey>,
@@ -51,6 +52,7 @@ impl Engine {
         next.generation += 1;
         next.syncs = self.syncs();
         let mut drafts = Drafts::new();
+        expire(&mut next, &mut drafts, now_unix_ms());
         let outcome = change(&mut next, &mut drafts)?;
         let now = now_unix_ms();
         for draft in drafts {

@@ -3,6 +3,7 @@
 
 mod change;
 mod durability;
+mod import;
 mod opening;
 mod orgs;
 mod residue;

@@ -11,7 +11,7 @@ use crossbeam::sync::ShardedLock;
 
 use super::durability::{Durability, POSITION_KEY};
 use super::{Engine, OrgState, Ring};
-use crate::audit::{AuditEvent, Draft, Notary};
+use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
 use crate::error::{Error, Result};
 use crate::id::Fingerprint;
 use crate::keyring::Keyring;
@@ -108,6 +108,9 @@ impl Engine {
                 drafts.push(Draft::new(AuditEvent::RollbackAccepted { what }));
                 Ok(())
             })?;
+        }
+        if let Err(error) = engine.expire_tokens(now_unix_ms()) {
+            tracing::warn!(%error, "expired import tokens are still there, trying again");
         }
         tracing::info!(dir = %engine.dir.display(), orgs = engine.orgs().len(), "store opened");
         Ok(Arc::new(engine))

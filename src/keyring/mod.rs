@@ -2,6 +2,7 @@
 
 pub(crate) mod root;
 mod rules;
+mod tokens;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,9 @@ use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
 pub use rules::{OrgPolicy, RetirePolicy};
+#[cfg(feature = "import")]
+pub(crate) use tokens::LiveToken;
+use tokens::Tokens;
 
 /// What the keyring file holds once it is opened.
 #[derive(Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub(crate) struct Keyring {
     /// Every root key that the store had, so that none becomes an org's.
     pub(crate) roots: Vec<Fingerprint>,
     pub(crate) orgs: Vec<OrgEntry>,
+    /// Under which keys may come in sealed.
+    pub(crate) tokens: Tokens,
 }
 
 /// A write to the database's system space that the keyring owes.
@@ -113,6 +119,7 @@ impl Keyring {
             database: 0,
             roots: vec![root],
             orgs: Vec::new(),
+            tokens: Tokens::default(),
         })
     }
 
@@ -141,6 +148,7 @@ impl Keyring {
             outbox: self.outbox.clone(),
             roots: self.roots.clone(),
             orgs: self.orgs.iter().map(copy).collect(),
+            tokens: self.tokens.duplicate(),
             ..*self
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use byokv::Error;
+use byokv::{Error, ImportError};
 
 pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
 
@@ -67,6 +67,8 @@ impl Failure {
                 Error::KeyRetired { .. } => "key_retired",
                 Error::KeySuspended { .. } => "key_suspended",
                 Error::WrongKey { .. } => "wrong_key",
+                Error::UnexpectedKey { .. } => "unexpected_key",
+                Error::Import(why) => import(why),
                 Error::KeyConflict { .. } => "key_conflict",
                 Error::RecordDamaged { .. } => "record_damaged",
                 Error::RotationBlocked { .. } => "rotation_blocked",
@@ -117,6 +119,12 @@ impl Failure {
                 format!("byokv key resume {} --file KEY", quoted(org))
             }
             Error::OrgUnknown { .. } => "byokv org list".to_owned(),
+            Error::Import(ImportError::OtherOrg { made_for, .. }) => {
+                format!("byokv key provision {} --sealed", quoted(made_for))
+            }
+            Error::Import(ImportError::Expired { .. } | ImportError::Used { .. }) => {
+                "byokv key import-token ORG".to_owned()
+            }
             Error::RotationBlocked { org, .. } => format!(
                 "`byokv verify --deep {0}` names every such record; the next `byokv rotation wait \
                  {0}` tries again",
@@ -132,6 +140,21 @@ impl Failure {
             }
             _ => return None,
         })
+    }
+}
+
+fn import(why: &ImportError) -> &'static str {
+    match why {
+        ImportError::Malformed { .. } => "import_malformed",
+        ImportError::OtherOrg { .. } => "import_other_org",
+        ImportError::OtherStore { .. } => "import_other_store",
+        ImportError::Expired { .. } => "import_expired",
+        ImportError::Used { .. } => "import_used",
+        ImportError::Unknown { .. } => "import_unknown",
+        ImportError::Altered { .. } => "import_altered",
+        ImportError::Reused { .. } => "import_reused",
+        ImportError::NotRandom(_) => "import_not_random",
+        _ => "import_refused",
     }
 }
 

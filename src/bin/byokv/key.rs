@@ -7,22 +7,28 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Context;
-use super::failure::{Failure, Result};
+use super::failure::Result;
 use super::org::{SuiteName, keys};
 use super::ui::{self, Ui};
-use super::{erase, rotation, secret};
+use super::{erase, rotation, sealed, secret};
 
 const PROVISION: &str = "\
 A key is what `openssl rand -base64 32` prints. New values use it at once; when every record from
 before is re-encrypted, the key before is destroyed, and the certificate that says so is printed:
 
-  byokv key provision acme --expect-fingerprint 0846f66a2cc1aa4c2ccfbf83104049a4 < acme.key";
+  byokv key provision acme --expect-fingerprint 0846f66a2cc1aa4c2ccfbf83104049a4 < acme.key
+
+A key that has to travel is sealed first, see `byokv key import-token --help`.";
 
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// Give an org the key that it brought, and re-encrypt its records
     #[command(after_help = PROVISION)]
     Provision(Provision),
+    /// Make a token under which an org can seal its key, so that it never travels in plain
+    ImportToken(sealed::MakeToken),
+    /// Seal a key under a token; needs no store
+    Wrap(sealed::Wrap),
     /// Replace an org's platform key by a new one
     Rotate(Begin),
     /// Replace the key that an org brought by a new platform key
@@ -68,9 +74,12 @@ pub(super) struct Provision {
     begin: Begin,
     #[command(flatten)]
     source: Source,
+    /// What is read is a key that `byokv key wrap` sealed
+    #[arg(long)]
+    sealed: bool,
     /// Refuse any other key than the one with this fingerprint, 32 hex digits
     #[arg(long, value_name = "HEX", value_parser = fingerprint)]
-    expect_fingerprint: Option<String>,
+    expect_fingerprint: Option<Fingerprint>,
 }
 
 #[derive(Args)]
@@ -99,9 +108,8 @@ pub(super) struct Resume {
     source: Source,
 }
 
-fn fingerprint(text: &str) -> std::result::Result<String, &'static str> {
-    let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if hex { Ok(text.to_ascii_lowercase()) } else { Err("a fingerprint has 32 hex digits") }
+fn fingerprint(text: &str) -> std::result::Result<Fingerprint, &'static str> {
+    text.parse().map_err(|_| "a fingerprint has 32 hex digits")
 }
 
 impl Command {
@@ -109,6 +117,8 @@ impl Command {
         let ui = context.ui;
         match self {
             Self::Provision(provision) => provision.run(context),
+            Self::ImportToken(token) => token.run(context),
+            Self::Wrap(wrap) => wrap.run(ui),
             Self::Rotate(Begin { org, no_wait }) => context.with_store(|store| {
                 let begun = store.keys().rotate_platform_key(&org)?;
                 rotation::begun(ui, store, &begun, no_wait)
@@ -137,19 +147,23 @@ impl Command {
 
 impl Provision {
     fn run(self, context: &Context) -> Result {
-        let ui = context.ui;
-        let material = secret::key(ui, self.source.file.as_deref())?;
-        let given = material.fingerprint().to_string();
-        ui.note(format_args!("fingerprint {given}"));
-        if let Some(expected) = self.expect_fingerprint.filter(|expected| *expected != given) {
-            return Err(Failure::KeyRefused(format!(
-                "wrong key: its fingerprint is {given}, {expected} was expected; nothing was \
-                 changed"
-            )));
+        let Self { begin: Begin { org, no_wait }, source, sealed, expect_fingerprint } = self;
+        let (ui, file, expected) = (context.ui, source.file.as_deref(), expect_fingerprint);
+        if sealed {
+            let sealed = sealed::read(file)?;
+            return context.with_store(|store| {
+                let begun = store.keys().provision_sealed(&org, &sealed, expected)?;
+                rotation::begun(ui, store, &begun, no_wait)
+            });
         }
+        let material = secret::key(ui, file)?;
+        ui.note(format_args!("fingerprint {}", material.fingerprint()));
         context.with_store(|store| {
-            let begun = store.keys().provision(&self.begin.org, material)?;
-            rotation::begun(ui, store, &begun, self.begin.no_wait)
+            let begun = match expected {
+                Some(expected) => store.keys().provision_expecting(&org, material, expected)?,
+                None => store.keys().provision(&org, material)?,
+            };
+            rotation::begun(ui, store, &begun, no_wait)
         })
     }
 }

@@ -11,6 +11,7 @@ mod key;
 mod org;
 mod record;
 mod rotation;
+mod sealed;
 mod secret;
 mod setup;
 mod shell;

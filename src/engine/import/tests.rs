@@ -1,0 +1,124 @@
+//! The life of a token by a clock of our own.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::audit::{AuditEvent, now_unix_ms};
+use crate::engine::{Engine, EngineOptions};
+use crate::error::{Error, ImportError};
+use crate::id::TokenId;
+use crate::import::ImportToken;
+use crate::keyring::OrgPolicy;
+use crate::keyring::root::RootKey;
+use crate::material::KeyMaterial;
+use crate::storage::SledOptions;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE_MS: u64 = 60_000;
+
+fn open(dir: &Path) -> std::sync::Arc<Engine> {
+    let sled = SledOptions { cache_bytes: 1 << 24, flush_interval: Duration::from_secs(1) };
+    let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
+    let options = EngineOptions { sled, create: true, accept_rollback: false };
+    Engine::open(dir, root, &options).unwrap()
+}
+
+fn key() -> KeyMaterial {
+    KeyMaterial::generate().unwrap()
+}
+
+/// A token that was made so long ago.
+fn made(engine: &Engine, ago_ms: u64) -> ImportToken {
+    let org = engine.org("acme").unwrap();
+    engine.import_token(&org, MINUTE, now_unix_ms() - ago_ms).unwrap()
+}
+
+fn refusal(engine: &Engine, token: &ImportToken) -> ImportError {
+    let sealed = token.seal(&key()).unwrap();
+    match engine.provision_sealed(&engine.org("acme").unwrap(), &sealed, None) {
+        Err(Error::Import(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_live(engine: &Engine, id: TokenId) -> bool {
+    engine.with_keyring(|keyring| keyring.token(id).is_ok())
+}
+
+fn expired_in_audit(engine: &Engine) -> Vec<TokenId> {
+    let end = engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
+    let mut at = (0, Some([0; 32]));
+    let mut expired = Vec::new();
+    while at.0 < end.0 {
+        let (entry, head) = engine.read_audit_entry(at, end).unwrap();
+        at = (head.0, Some(head.1));
+        if let AuditEvent::ImportTokenExpired { token } = entry.event {
+            assert_eq!(entry.org.unwrap().0, "acme");
+            expired.push(token);
+        }
+    }
+    expired
+}
+
+fn expired(token: &ImportToken) -> ImportError {
+    ImportError::Expired { token: token.id(), expired_unix_ms: token.expires_unix_ms() }
+}
+
+#[test]
+fn the_last_millisecond_and_the_one_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir.path().join("data"));
+    engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    let token = made(&engine, 0);
+    let end = token.expires_unix_ms();
+    engine.expire_tokens(end - 1).unwrap();
+    assert!(is_live(&engine, token.id()));
+    engine.expire_tokens(end).unwrap();
+    assert_eq!(refusal(&engine, &token), expired(&token));
+    assert_eq!(expired_in_audit(&engine), [token.id()]);
+}
+
+#[test]
+fn looking_changes_nothing_while_nothing_has_expired() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir.path().join("data"));
+    engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    made(&engine, 0);
+    let generation = engine.with_keyring(|keyring| keyring.generation);
+    engine.expire_tokens(now_unix_ms()).unwrap();
+    assert_eq!(engine.with_keyring(|keyring| keyring.generation), generation);
+}
+
+/// Also when that change is the refusal of the very token.
+#[test]
+fn any_change_of_the_keyring_ends_what_has_expired() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir.path().join("data"));
+    engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    let (one, two) = (made(&engine, 2 * MINUTE_MS), made(&engine, MINUTE_MS + 1));
+    // Making the second ended the first.
+    assert!(!is_live(&engine, one.id()));
+    assert!(is_live(&engine, two.id()));
+    assert_eq!(refusal(&engine, &two), expired(&two));
+    assert!(!is_live(&engine, two.id()));
+    assert_eq!(expired_in_audit(&engine), [one.id(), two.id()]);
+}
+
+#[test]
+fn opening_ends_what_expired_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let engine = open(&data);
+    engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    let (live, dead) = (made(&engine, 0), made(&engine, MINUTE_MS + 1));
+    assert!(is_live(&engine, dead.id()));
+    engine.close().unwrap();
+    drop(engine);
+    let engine = open(&data);
+    assert!(is_live(&engine, live.id()));
+    assert!(!is_live(&engine, dead.id()));
+    assert_eq!(expired_in_audit(&engine), [dead.id()]);
+    assert_eq!(refusal(&engine, &dead), expired(&dead));
+}

@@ -1,0 +1,222 @@
+//! Import tokens: one private half for each, until it is used or expires. What is kept
+//! afterwards tells "used" from "unknown".
+//!
+//! Compiled without the feature `import` too: a keyring reads the same, and expires its tokens.
+
+use serde::{Deserialize, Serialize};
+
+use super::Keyring;
+use crate::id::{OrgId, TokenId};
+use crate::material::KeyMaterial;
+
+/// Ended tokens that are remembered, the newest.
+const REMEMBERED: usize = 1000;
+
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Tokens {
+    live: Vec<LiveToken>,
+    /// In the order of their ends.
+    ended: Vec<EndedToken>,
+}
+
+/// A token that may be used.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LiveToken {
+    pub(crate) id: TokenId,
+    pub(crate) org: OrgId,
+    /// Milliseconds since 1970, as in the token.
+    pub(crate) expires: u64,
+    /// X25519 private key.
+    pub(crate) private: KeyMaterial,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct EndedToken {
+    id: TokenId,
+    end: End,
+    /// Milliseconds since 1970: when it was used, or until when it could have been.
+    at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum End {
+    Used,
+    Expired,
+}
+
+impl Tokens {
+    pub(super) fn duplicate(&self) -> Self {
+        let copy = |t: &LiveToken| LiveToken { private: t.private.duplicate(), ..*t };
+        Self { live: self.live.iter().map(copy).collect(), ended: self.ended.clone() }
+    }
+
+    fn end(&mut self, id: TokenId, end: End, at: u64) {
+        self.live.retain(|token| token.id != id);
+        self.ended.push(EndedToken { id, end, at });
+        let forgotten = self.ended.len().saturating_sub(REMEMBERED);
+        self.ended.drain(..forgotten);
+    }
+}
+
+impl Keyring {
+    pub(crate) fn has_expired_tokens(&self, now: u64) -> bool {
+        self.tokens.live.iter().any(|token| token.expires <= now)
+    }
+
+    /// Destroys the private halves of the tokens that have expired.
+    pub(crate) fn expire_tokens(&mut self, now: u64) -> Vec<(TokenId, OrgId)> {
+        let due = |token: &&LiveToken| token.expires <= now;
+        let mut expired: Vec<_> =
+            self.tokens.live.iter().filter(due).map(|t| (t.expires, t.id, t.org)).collect();
+        expired.sort_unstable();
+        for &(at, id, _) in &expired {
+            self.tokens.end(id, End::Expired, at);
+        }
+        expired.into_iter().map(|(_, id, org)| (id, org)).collect()
+    }
+}
+
+#[cfg(feature = "import")]
+mod use_of_tokens {
+    use super::{End, Keyring, LiveToken};
+    use crate::error::{Error, ImportError, Result};
+    use crate::id::{KeyState, TokenId};
+
+    /// Tokens that one org may have at a time: each is copied and sealed with every change of
+    /// the keyring.
+    const LIVE_PER_ORG: usize = 100;
+
+    impl Keyring {
+        /// Adds a token of the org of this name.
+        pub(crate) fn add_token(&mut self, name: &str, token: LiveToken) -> Result<()> {
+            let of_org = self.tokens.live.iter().filter(|other| other.org == token.org).count();
+            if of_org >= LIVE_PER_ORG {
+                return Err(self.org(name)?.conflict(
+                    "it has 100 import tokens that may still be used; use one of them, or wait \
+                     until they expire",
+                ));
+            }
+            self.tokens.live.push(token);
+            Ok(())
+        }
+
+        pub(crate) fn token(&self, id: TokenId) -> Result<&LiveToken> {
+            if let Some(live) = self.tokens.live.iter().find(|token| token.id == id) {
+                return Ok(live);
+            }
+            let ended = self.tokens.ended.iter().rev().find(|token| token.id == id);
+            Err(Error::Import(match ended.map(|token| (token.end, token.at)) {
+                Some((End::Used, used_unix_ms)) => ImportError::Used { token: id, used_unix_ms },
+                Some((End::Expired, expired_unix_ms)) => {
+                    ImportError::Expired { token: id, expired_unix_ms }
+                }
+                None => ImportError::Unknown { token: id },
+            }))
+        }
+
+        /// Destroys the token's private half.
+        pub(crate) fn use_token(&mut self, id: TokenId, now: u64) {
+            self.tokens.end(id, End::Used, now);
+        }
+
+        /// Whether the org may get a key of its own now, whichever it is.
+        pub(crate) fn check_may_bring_key(&self, name: &str) -> Result<()> {
+            let org = self.org(name)?;
+            if !org.policy.may_bring_key() {
+                return Err(Error::NotEntitled { org: name.to_owned() });
+            }
+            if org.newest().state != KeyState::Active {
+                return Err(org.conflict("its key is suspended; resume it first"));
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(all(test, feature = "import"))]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ImportError};
+    use crate::keyring::OrgPolicy;
+
+    fn id(number: u32) -> TokenId {
+        let mut bytes = [0; TokenId::LEN];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        TokenId::from_bytes(bytes)
+    }
+
+    const ACME: OrgId = OrgId::from_bytes([1; 16]);
+
+    fn ring() -> Keyring {
+        let material = |byte| KeyMaterial::take(&mut [byte; 32]);
+        let mut ring = Keyring::new(material(0).fingerprint()).unwrap();
+        ring.create_org(ACME, "acme", OrgPolicy::byok(), material(1), 5).unwrap();
+        ring
+    }
+
+    fn token(number: u32, expires: u64) -> LiveToken {
+        let private = KeyMaterial::take(&mut [9; 32]);
+        LiveToken { id: id(number), org: ACME, expires, private }
+    }
+
+    fn refusal(ring: &Keyring, number: u32) -> ImportError {
+        match ring.token(id(number)) {
+            Err(Error::Import(why)) => why,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("{number} is live"),
+        }
+    }
+
+    #[test]
+    fn a_token_is_live_until_it_is_used_or_its_time_is_up() {
+        let mut ring = ring();
+        for (number, expires) in [(1, 100), (2, 100), (3, 99), (4, 101)] {
+            ring.add_token("acme", token(number, expires)).unwrap();
+        }
+        assert!(!ring.has_expired_tokens(98));
+        assert!(ring.expire_tokens(98).is_empty());
+        ring.use_token(id(1), 98);
+        assert!(ring.has_expired_tokens(100));
+        assert_eq!(ring.expire_tokens(100), [(id(3), ACME), (id(2), ACME)]);
+        assert_eq!(refusal(&ring, 1), ImportError::Used { token: id(1), used_unix_ms: 98 });
+        assert_eq!(refusal(&ring, 2), ImportError::Expired { token: id(2), expired_unix_ms: 100 });
+        assert_eq!(refusal(&ring, 5), ImportError::Unknown { token: id(5) });
+        assert_eq!(ring.token(id(4)).unwrap().expires, 101);
+        assert_eq!(ring.tokens.live.len(), 1, "the private halves are gone");
+    }
+
+    #[test]
+    fn the_newest_thousand_ended_tokens_are_remembered() {
+        let mut ring = ring();
+        for number in 0..1001 {
+            ring.add_token("acme", token(number, 100)).unwrap();
+            ring.use_token(id(number), 7);
+        }
+        assert_eq!(refusal(&ring, 0), ImportError::Unknown { token: id(0) });
+        assert_eq!(refusal(&ring, 1), ImportError::Used { token: id(1), used_unix_ms: 7 });
+        assert_eq!(ring.tokens.ended.len(), 1000);
+    }
+
+    #[test]
+    fn an_org_has_a_hundred_live_tokens_at_most() {
+        let mut ring = ring();
+        (0..100).for_each(|number| ring.add_token("acme", token(number, 100)).unwrap());
+        let refused = ring.add_token("acme", token(100, 100));
+        assert!(matches!(refused, Err(Error::KeyConflict { org, .. }) if org == "acme"));
+        ring.use_token(id(7), 5);
+        ring.add_token("acme", token(100, 100)).unwrap();
+    }
+
+    #[test]
+    fn tokens_come_back_with_an_encoded_keyring() {
+        let mut ring = ring();
+        ring.add_token("acme", token(1, 100)).unwrap();
+        ring.add_token("acme", token(2, 100)).unwrap();
+        ring.use_token(id(2), 50);
+        let bytes = crate::sealed::encode(&ring.duplicate());
+        let back: Keyring = crate::sealed::decode(&bytes).unwrap();
+        assert_eq!(back.token(id(1)).unwrap().private.expose(), &[9; 32]);
+        assert_eq!(refusal(&back, 2), ImportError::Used { token: id(2), used_unix_ms: 50 });
+    }
+}
