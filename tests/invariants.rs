@@ -386,6 +386,7 @@ fn an_unfinished_rotation_goes_on_at_the_next_open() {
     assert!(matches!(rotation.wait(), Err(Error::Closed)));
     drop(rotation);
     let store = place.open();
+    store.keys().set_throttle(byokv::Throttle::unlimited()).unwrap();
     if let Some(rotation) = store.keys().rotation("acme").unwrap() {
         assert_eq!(rotation.replaces().map(KeyVersion::get), Some(1));
         rotation.wait_timeout(SOON).unwrap().unwrap();

@@ -186,6 +186,7 @@ impl Keyring {
         }
         org.suite_before = None;
         org.erasure = Some(Erasure::KeysDestroyed);
+        self.end_tokens_of(id, now);
         Ok(destroyed)
     }
 

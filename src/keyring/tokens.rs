@@ -63,6 +63,14 @@ impl Keyring {
         self.tokens.live.iter().any(|token| token.expires <= now)
     }
 
+    /// Destroys the private halves of an erased org's tokens.
+    pub(super) fn end_tokens_of(&mut self, org: OrgId, now: u64) {
+        let of_org = self.tokens.live.iter().filter(|token| token.org == org);
+        for id in of_org.map(|token| token.id).collect::<Vec<_>>() {
+            self.tokens.end(id, End::Expired, now);
+        }
+    }
+
     /// Destroys the private halves of the tokens that have expired.
     pub(crate) fn expire_tokens(&mut self, now: u64) -> Vec<(TokenId, OrgId)> {
         let due = |token: &&LiveToken| token.expires <= now;
