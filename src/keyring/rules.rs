@@ -165,7 +165,7 @@ impl fmt::Display for OrgPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RotateAfter { age, records, bytes } = self.rotate_after;
         let limits = [
-            age.map(|age| humantime::format_duration(age).to_string()),
+            age.map(plain),
             records.map(|records| format!("{records} records")),
             bytes.map(|bytes| format!("{bytes} bytes")),
         ];
@@ -178,10 +178,22 @@ impl fmt::Display for OrgPolicy {
         match self.retire {
             RetirePolicy::Immediate => f.write_str(", retire at once"),
             RetirePolicy::AfterHold(hold) => {
-                write!(f, ", retire after a hold of {}", humantime::format_duration(hold))
+                write!(f, ", retire after a hold of {}", plain(hold))
             }
             RetirePolicy::Manual => f.write_str(", retire by hand"),
         }
+    }
+}
+
+/// Days, where that is exact: months have no fixed length.
+fn plain(time: Duration) -> String {
+    const DAY: u64 = 24 * 3600;
+    match (time.as_secs(), time.subsec_nanos()) {
+        (DAY, 0) => "1 day".to_owned(),
+        (seconds, 0) if seconds > 0 && seconds.is_multiple_of(DAY) => {
+            format!("{} days", seconds / DAY)
+        }
+        _ => humantime::format_duration(time).to_string(),
     }
 }
 
@@ -241,6 +253,21 @@ mod tests {
                 (Suspended, Active),
                 (Suspended, DecryptOnly),
             ]
+        );
+    }
+
+    #[test]
+    fn a_policy_reads_as_a_sentence() {
+        let days = |days| Duration::from_secs(days * 24 * 3600);
+        let policy = OrgPolicy::byok();
+        assert_eq!(policy.to_string(), "keys rotate by hand, retire at once");
+        let policy = policy
+            .with_rotation_after_age(days(90))
+            .with_rotation_after_records(1000)
+            .with_retire(RetirePolicy::AfterHold(days(1)));
+        assert_eq!(
+            policy.to_string(),
+            "keys are due after 90 days or 1000 records, retire after a hold of 1 day"
         );
     }
 

@@ -55,15 +55,15 @@ impl Command {
             Self::List { org } => context.with_store(|store| {
                 let found = of_store(store, org.as_deref())?;
                 ui.rows(
-                    ["org", "retired", "fingerprint", "replaced by", "records", "at"],
+                    ["org", "what", "ended", "fingerprint", "records", "at"],
                     &found,
                     |certificate| {
                         [
                             certificate.org.clone(),
                             what(certificate),
+                            ended(certificate).to_owned(),
                             certificate.fingerprint.to_string(),
-                            certificate.successor.to_string(),
-                            certificate.records_verified.to_string(),
+                            records(certificate),
                             ui::time(certificate.at_unix_ms),
                         ]
                     },
@@ -97,12 +97,28 @@ impl Command {
 }
 
 fn of_store(store: &Store, org: Option<&str>) -> Result<Vec<Certificate>> {
-    if let Some(org) = org {
-        store.org(org)?;
-    }
     let mut found = store.keys().certificates().collect::<byokv::Result<Vec<_>>>()?;
     found.retain(|certificate| org.is_none_or(|org| certificate.org == org));
+    if let Some(org) = org.filter(|_| found.is_empty()) {
+        store.org(org)?;
+    }
     Ok(found)
+}
+
+/// Those that the proof is about; an erased key had none left.
+fn records(certificate: &Certificate) -> String {
+    match certificate.kind {
+        CertificateKind::KeyErased => String::new(),
+        CertificateKind::OrgErased => certificate.records_deleted.to_string(),
+        _ => certificate.records_verified.to_string(),
+    }
+}
+
+fn ended(certificate: &Certificate) -> &'static str {
+    match certificate.kind {
+        CertificateKind::KeyErased | CertificateKind::OrgErased => "erased",
+        _ => "retired",
+    }
 }
 
 fn what(certificate: &Certificate) -> String {

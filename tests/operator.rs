@@ -1,0 +1,241 @@
+//! `docs/operator.md` is what the real tool prints: each block is run here and compared. With
+//! `BYOKV_OVERWRITE=1` the file is written anew. What differs from run to run (ids, random keys,
+//! times, rates) is shown as a stand-in of the same shape.
+
+#![cfg(all(feature = "cli", unix))]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+
+/// Prose, or a line for the shell.
+enum Part {
+    Says(&'static str),
+    Runs(&'static str),
+}
+use Part::{Runs, Says};
+
+const STORY: &[Part] = &[
+    Says(
+        "# A key's life, from the command line\n\nA customer's key from `openssl` to *erased*. Three \
+         people: the **operator** runs the store, the **customer** owns the key, the **auditor** wants \
+         proof. This page is what the tool really printed; a test runs it line by line \
+         (`tests/operator.rs`).\n\n## A store and an org\n\nThe operator makes a store. The root key \
+         wraps everything in it: keep a copy where you will find it. An org starts under a platform \
+         key of its own.",
+    ),
+    Runs("export BYOKV_DATA=data BYOKV_ROOT_KEY_FILE=root.key"),
+    Runs("byokv init --new-root-key-file root.key"),
+    Runs("byokv org create acme --byok"),
+    Runs(
+        "for i in $(seq 500); do echo '{\"name\":\"clusters/'$i'/token\",\"value\":\"s3cret-'$i'\"}'; done | byokv import acme --format jsonl",
+    ),
+    Runs("byokv get acme clusters/7/token"),
+    Says(
+        "## The key travels sealed\n\nThe operator makes a token for the customer. It is public, takes one key, and expires.",
+    ),
+    Runs("byokv key import-token acme > token.txt"),
+    Says(
+        "The customer makes a key, notes its fingerprint, and seals it under the token, on a machine \
+         that needs no store. The fingerprint goes to the operator by another channel. openssl \
+         computes it too:",
+    ),
+    Runs("openssl rand -base64 32 > acme.key; chmod 600 acme.key"),
+    Runs("byokv key fingerprint --file acme.key"),
+    Runs(
+        "printf 'byokv fingerprint v1' | openssl dgst -sha256 -mac HMAC -macopt hexkey:$(base64 -d acme.key | od -An -v -tx1 | tr -d ' \\n') | sed 's/.*= //' | cut -c1-32",
+    ),
+    Runs("byokv key wrap --token \"$(cat token.txt)\" --file acme.key > acme.sealed"),
+    Says(
+        "## Rotation\n\nThe operator provisions it, and refuses any other key than the one whose \
+         fingerprint was announced. Five steps happen, in this order: the key is **installed** in the \
+         keyring, durably; it is **activated**, so that every new value uses it; the records of \
+         before are **rewritten**; an independent count **verifies** that none is left under the old \
+         key; the old key is **retired**, which means destroyed. The certificate says so. It can be \
+         killed at any moment and goes on by itself.",
+    ),
+    Runs(
+        "byokv key provision acme --sealed --file acme.sealed --expect-fingerprint $(byokv key fingerprint --file acme.key)",
+    ),
+    Runs("byokv key list acme"),
+    Runs("byokv rotation status"),
+    Says("A sealed key works once, and so does a key:"),
+    Runs("byokv key provision acme --sealed --file acme.sealed"),
+    Runs("byokv key provision acme --file acme.key"),
+    Says(
+        "## The next key, held before it goes\n\nThe customer asks that the old key waits for a word of the operator before it is destroyed.",
+    ),
+    Runs("byokv org policy acme --retire manual --rotate-after-age 90d"),
+    Runs("openssl rand -base64 32 > next.key; chmod 600 next.key"),
+    Runs("byokv key provision acme --file next.key"),
+    Runs("byokv key list acme"),
+    Runs("byokv key retire acme"),
+    Says(
+        "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, until the same key is given back.",
+    ),
+    Runs("byokv key suspend acme --yes"),
+    Runs("byokv get acme clusters/7/token"),
+    Runs("byokv key resume acme --file next.key"),
+    Runs("byokv get acme clusters/7/token"),
+    Says(
+        "## From retired to erased\n\nsled appends: what retired keys sealed still lies in its files. Nobody has their keys, but who kept a copy of one could open it. Say how much, erase it, and search again.",
+    ),
+    Runs("byokv key erase --dry-run"),
+    Runs("byokv key erase"),
+    Runs("byokv key erase --dry-run"),
+    Says(
+        "## For the auditor\n\nEvery record opens, every certificate is authentic, and the log of every change of a key has no gap.",
+    ),
+    Runs("byokv verify --deep"),
+    Runs("byokv certificate list"),
+    Runs(
+        "byokv --json certificate list > certificates.json; byokv certificate verify certificates.json",
+    ),
+    Runs("byokv audit"),
+    Says("## The org leaves\n\nIts keys are destroyed first, then its records deleted."),
+    Runs("byokv org delete acme --yes"),
+    Runs("byokv org list"),
+    Runs("byokv doctor"),
+];
+
+/// Replaces what is random by stand-ins that are the same in every run.
+fn settle(text: &str, root: &Path, seen: &mut HashMap<String, usize>) -> String {
+    let text = text.replace(&format!("{}/", root.display()), "");
+    let mut settled = String::new();
+    let mut word = String::new();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "+/=-_.:".contains(c);
+    for c in text.chars().chain(['\n']) {
+        if is_word(c) {
+            word.push(c);
+            continue;
+        }
+        settled += &stand_in(&std::mem::take(&mut word), seen);
+        settled.push(c);
+    }
+    settled.pop();
+    settled
+}
+
+fn stand_in(word: &str, seen: &mut HashMap<String, usize>) -> String {
+    let core = word.trim_end_matches([':', '.', ',']);
+    let tail = &word[core.len()..];
+    let is_hex = core.len() == 32 && core.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_time = core.len() == 20 && core.ends_with('Z') && core.as_bytes()[10] == b'T';
+    let is_base64 = core.len() == 44 && core.ends_with('=');
+    let duration = ["µs", "ms", "s"].iter().any(|unit| {
+        core.strip_suffix(unit).is_some_and(|n| n.contains('.') && n.parse::<f64>().is_ok())
+    });
+    if is_time {
+        return format!("2026-01-01T00:00:00Z{tail}");
+    }
+    if duration || core.contains("ms") && core.trim_end_matches("ms").parse::<f64>().is_ok() {
+        return format!("1.5ms{tail}");
+    }
+    if !(is_hex || is_base64) {
+        return word.to_owned();
+    }
+    let next = seen.len() + 1;
+    let number = *seen.entry(core.to_owned()).or_insert(next);
+    if is_hex { format!("{number:032x}{tail}") } else { format!("{number:043}={tail}") }
+}
+
+/// Figures that depend on how sled laid out its files, and on the machine's disk.
+fn blur(line: &str) -> String {
+    let mut line = line.to_owned();
+    if line.starts_with("acme  v")
+        && !line.contains("active")
+        && line.split_whitespace().count() == 4
+    {
+        let row: Vec<_> = line.split_whitespace().collect();
+        return format!("{}  {}   1234       12345", row[0], row[1]);
+    }
+    for (before, after) in [
+        ("files had ", " bytes"),
+        ("and have ", " now"),
+        ("at most ", " bytes"),
+        ("acme: ", " envelopes"),
+        ("", " envelopes of retired keys erased"),
+        ("envelopes erased   ", ""),
+        ("rewritten, ", "/s"),
+        ("disk", " MiB free"),
+    ] {
+        let Some(start) = line.find(before).map(|at| at + before.len()) else { continue };
+        let Some(len) =
+            (if after.is_empty() { Some(line.len() - start) } else { line[start..].find(after) })
+        else {
+            continue;
+        };
+        let figure = &line[start..start + len];
+        if figure.trim().parse::<f64>().is_ok() {
+            let spaces: String = figure.chars().take_while(|c| *c == ' ').collect();
+            line.replace_range(start..start + len, &format!("{spaces}1234"));
+        }
+    }
+    line
+}
+
+#[test]
+fn the_operators_page_is_what_the_tool_prints() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("no openssl on this machine: the page is not compared");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_byokv"), bin.join("byokv")).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut seen = HashMap::new();
+    let mut page = String::new();
+    let mut in_block = false;
+    for part in STORY {
+        match part {
+            Says(prose) => {
+                if std::mem::take(&mut in_block) {
+                    page += "```\n\n";
+                }
+                page += &format!("{prose}\n\n");
+            }
+            Runs(line) => {
+                if !std::mem::replace(&mut in_block, true) {
+                    page += "```console\n";
+                }
+                let output = Command::new("sh")
+                    .args(["-c", &format!("umask 077; {{ {line}; }} 2>&1")])
+                    .current_dir(dir.path())
+                    .env_clear()
+                    .env("PATH", &path)
+                    .env("BYOKV_DATA", "data")
+                    .env("BYOKV_ROOT_KEY_FILE", "root.key")
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8(output.stdout).unwrap();
+                let text = settle(&text, dir.path(), &mut seen);
+                page += &format!("$ {line}\n");
+                let is_progress = |line: &&str| {
+                    let phases = ["queued", "rewriting", "verifying", "erasing", "held", "done"];
+                    phases.iter().any(|phase| line.starts_with(&format!("acme: {phase}")))
+                };
+                for line in text.lines().filter(|line| !is_progress(line)) {
+                    page += &format!("{}\n", blur(line).trim_end());
+                }
+            }
+        }
+    }
+    page += "```\n";
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md");
+    if std::env::var_os("BYOKV_OVERWRITE").is_some() {
+        std::fs::write(&file, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    for (line, (is, was)) in page.lines().zip(written.lines()).enumerate() {
+        assert_eq!(
+            is,
+            was,
+            "docs/operator.md, line {}; BYOKV_OVERWRITE=1 writes it anew",
+            line + 1
+        );
+    }
+    assert_eq!(page.lines().count(), written.lines().count());
+}
