@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_policy_reads_as_a_sentence() {
-        let days = |days| Duration::from_secs(days * 24 * 3600);
+        let days = |days: u64| Duration::from_secs(days * 24 * 3600);
         let policy = OrgPolicy::byok();
         assert_eq!(policy.to_string(), "keys rotate by hand, retire at once");
         let policy = policy
