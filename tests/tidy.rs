@@ -95,7 +95,7 @@ fn files_open_with_their_purpose_and_stay_short() {
     for (path, text) in sources() {
         assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
         let lines = text.lines().count();
-        assert!(lines <= 520, "{} has {lines} lines", path.display());
+        assert!(lines <= 550, "{} has {lines} lines", path.display());
     }
 }
 
