@@ -43,6 +43,7 @@ impl Engine {
         change: impl FnOnce(&mut Keyring, &mut Drafts) -> Result<T>,
         then: impl FnOnce(),
     ) -> Result<T> {
+        let _span = tracing::debug_span!("keyring_change").entered();
         self.storage.check_writable()?;
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = ring.keyring.duplicate();
@@ -139,6 +140,8 @@ impl Engine {
     ) -> Result<Installed> {
         self.check_open()?;
         let fingerprint = material.fingerprint();
+        let _span =
+            tracing::info_span!("install", org = %org.name, %origin, %fingerprint).entered();
         let event = match origin {
             Origin::Customer => AuditEvent::KeyProvisioned,
             Origin::Platform => AuditEvent::PlatformKeyRotated,
@@ -214,6 +217,7 @@ impl Engine {
 
     pub(crate) fn suspend(&self, org: &OrgState) -> Result<Vec<KeyVersion>> {
         self.check_open()?;
+        let _span = tracing::info_span!("suspend", org = %org.name).entered();
         let versions = self.change(None, |keyring, drafts| {
             let entry = keyring.org_mut(org.id, &org.name)?;
             let versions = entry.suspend()?;
@@ -232,6 +236,7 @@ impl Engine {
     pub(crate) fn resume(&self, org: &OrgState, material: KeyMaterial) -> Result<KeyVersion> {
         self.check_open()?;
         let fingerprint = material.fingerprint();
+        let _span = tracing::info_span!("resume", org = %org.name, %fingerprint).entered();
         let resumed = self.change(None, |keyring, drafts| {
             let version = keyring.org_mut(org.id, &org.name)?.resume(material)?;
             let draft = Draft::new(AuditEvent::KeyResumed).org(&org.name, org.id);
@@ -253,6 +258,7 @@ impl Engine {
     pub(crate) fn erase_org(&self, name: &str) -> Result<Arc<OrgState>> {
         self.check_open()?;
         let org = self.org(name)?;
+        let _span = tracing::info_span!("erase_org", org = name).entered();
         self.change(None, |keyring, drafts| {
             for version in keyring.erase(org.id, name, now_unix_ms())? {
                 let draft = Draft::new(AuditEvent::KeyErased).org(name, org.id);
@@ -280,6 +286,7 @@ impl Engine {
     pub(crate) fn change_root_key(&self, root: RootKey) -> Result<()> {
         self.check_open()?;
         let fingerprint = root.fingerprint();
+        let _span = tracing::info_span!("change_root_key", %fingerprint).entered();
         self.change(Some(root), |keyring, drafts| {
             keyring.refuse_reuse(fingerprint)?;
             keyring.roots.push(fingerprint);

@@ -95,6 +95,8 @@ mod tokens {
         ) -> Result<Installed> {
             self.check_open()?;
             let id = sealed.token_id();
+            let _span =
+                tracing::info_span!("provision_sealed", org = %org.name, token = %id).entered();
             let outcome = self.change(None, |keyring, drafts| {
                 let material = open(keyring, org, sealed)?;
                 let fingerprint = material.as_ref().ok().map(KeyMaterial::fingerprint);

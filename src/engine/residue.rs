@@ -91,6 +91,7 @@ impl Engine {
     /// 6. the new files are searched, and what has gone is certified.
     pub(crate) fn erase_residue(&self) -> Result<ResidueErased> {
         let _one_at_a_time = self.moving.try_lock().map_err(|_| Error::ResidueBusy)?;
+        let _span = tracing::info_span!("erase_residue").entered();
         self.check_writable()?;
         let before = self.residue()?;
         let bytes_before = self.storage.bytes_on_disk()?;

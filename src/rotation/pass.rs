@@ -142,6 +142,7 @@ impl Pass {
 
 /// A chunk for a thread.
 pub(super) struct Job {
+    pub(super) span: tracing::Span,
     pub(super) org: Arc<OrgState>,
     pub(super) records: Vec<(Vec<u8>, Stored)>,
 }
@@ -158,6 +159,7 @@ pub(super) struct Done {
 impl Job {
     /// Never panics: a panic stops this org's rotation, not the store.
     pub(super) fn run(self, engine: &Engine) -> Done {
+        let _inside = self.span.enter();
         let started = Instant::now();
         let mut tally = Tally::default();
         let outcome = catch_unwind(AssertUnwindSafe(|| {

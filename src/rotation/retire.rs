@@ -66,6 +66,7 @@ pub(super) fn retire(
     Synced(proof): Synced,
     rewritten: &Rewritten,
 ) -> Result<Vec<Certificate>> {
+    let _span = tracing::info_span!("retire", versions = ?proof.versions).entered();
     failpoint::reach("retire.synced", &org.name);
     let CountedZero { pass, versions, suite } = proof;
     let now = now_unix_ms();
@@ -145,7 +146,8 @@ mod tests {
         let mut pass = Pass::new(org);
         while !pass.is_over() {
             let records = pass.cursor.chunk(engine, 10).unwrap();
-            let done = Job { org: Arc::clone(org), records }.run(engine);
+            let done =
+                Job { org: Arc::clone(org), records, span: tracing::Span::none() }.run(engine);
             assert!(done.error.is_none());
             pass.tally.add(done.tally);
         }

@@ -33,6 +33,8 @@ pub(super) struct Task {
     rewritten: Option<Rewritten>,
     survey: Survey,
     meter: Meter,
+    /// Around everything that is done for this rotation, on whatever thread.
+    span: tracing::Span,
 }
 
 enum Stage {
@@ -90,6 +92,7 @@ impl Task {
             rewritten: None,
             survey: Survey { cursor: Cursor::new(org.id), records: 0 },
             meter: Meter::new(Instant::now()),
+            span: tracing::info_span!("rotation", org = %org.name),
             org,
         }
     }
@@ -111,6 +114,8 @@ impl Task {
         if self.paused {
             return Step::Idle(None);
         }
+        let span = self.span.clone();
+        let _inside = span.enter();
         // Whatever happens here stops this org's rotation, not the others'.
         let step = catch_unwind(AssertUnwindSafe(|| self.try_step(engine, now, chunk)));
         match step.unwrap_or_else(|_| Err(Error::Bug { org: self.org.name.to_string() })) {
@@ -172,7 +177,7 @@ impl Task {
                     return Ok(Step::Went);
                 }
                 pass.outstanding += 1;
-                Ok(Step::Job(Job { org: Arc::clone(&self.org), records }))
+                Ok(Step::Job(Job { org: Arc::clone(&self.org), records, span: self.span.clone() }))
             }
             Stage::Verifying { count, .. } => {
                 if !count.step(engine, &self.org)? {
