@@ -118,6 +118,15 @@ BREAKS = [
      "        self.copy_noted()?;\n        self.new.sync()?;\n        Ok(Box::new(Standstill",
      "        Ok(Box::new(Standstill",
      "--lib a_copy_takes_over"),
+    ("5 a batch asks too early whether it is copied", "src/storage/sled/mod.rs",
+     "        let _allowed = self.writes.read().unwrap_or_else(PoisonError::into_inner);\n"
+     "        let database = self.current();\n"
+     "        let (keys, outcome) = write(&database, self.copying.load(Ordering::Acquire));",
+     "        let noting = self.copying.load(Ordering::Acquire);\n"
+     "        let _allowed = self.writes.read().unwrap_or_else(PoisonError::into_inner);\n"
+     "        let database = self.current();\n"
+     "        let (keys, outcome) = write(&database, noting);",
+     "--lib a_batch_that_meets"),
     ("7 a hold is never broken", "src/rotation/hold.rs",
      "let broken = times > 0;", "let broken = times > u64::MAX - 1;",
      "--test keylife a_record"),

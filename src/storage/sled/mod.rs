@@ -57,20 +57,30 @@ impl Shared {
     }
 
     /// Writes, and notes what was written for a copy that is under way: after the write, so
-    /// that who reads the note reads the new value.
+    /// that who reads the note reads the new value. Whether there is a copy is asked once writes
+    /// are let in: a copy that is begun later waits for this write before it looks at any key.
     fn write<T>(
         &self,
-        keys: impl Fn() -> Vec<(Space, Vec<u8>)>,
-        write: impl FnOnce(&Database) -> Result<T>,
+        write: impl FnOnce(&Database, bool) -> (Vec<(Space, Vec<u8>)>, Result<T>),
     ) -> Result<T> {
         let _allowed = self.writes.read().unwrap_or_else(PoisonError::into_inner);
         let database = self.current();
-        let noted = self.copying.load(Ordering::Acquire).then(keys);
-        let outcome = write(&database);
-        if let Some(keys) = noted {
+        let (keys, outcome) = write(&database, self.copying.load(Ordering::Acquire));
+        if !keys.is_empty() {
             self.written.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
         }
         outcome
+    }
+
+    fn write_one<T>(
+        &self,
+        (space, key): (Space, &[u8]),
+        write: impl FnOnce(&Database) -> Result<T>,
+    ) -> Result<T> {
+        self.write(|database, noting| {
+            let note = noting.then(|| (space, escape(key).into_owned()));
+            (note.into_iter().collect(), write(database))
+        })
     }
 }
 
@@ -80,8 +90,7 @@ impl Storage for SledStorage {
     }
 
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
-        let noted = || vec![(space, escape(key).into_owned())];
-        self.0.write(noted, |database| database.put(space, key, value))
+        self.0.write_one((space, key), |database| database.put(space, key, value))
     }
 
     fn compare_and_swap(
@@ -91,16 +100,15 @@ impl Storage for SledStorage {
         old: Option<&[u8]>,
         new: Option<Vec<u8>>,
     ) -> Result<bool> {
-        let noted = || vec![(space, escape(key).into_owned())];
-        self.0.write(noted, |database| database.compare_and_swap(space, key, old, new))
+        self.0.write_one((space, key), |database| database.compare_and_swap(space, key, old, new))
     }
 
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()> {
-        let keys: Vec<_> = match self.0.copying.load(Ordering::Acquire) {
-            true => writes.iter().map(|w| (space, escape(&w.key).into_owned())).collect(),
-            false => Vec::new(),
-        };
-        self.0.write(|| keys.clone(), |database| database.apply(space, writes))
+        self.0.write(|database, noting| {
+            let noted = writes.iter().filter(|_| noting);
+            let noted = noted.map(|w| (space, escape(&w.key).into_owned())).collect();
+            (noted, database.apply(space, writes))
+        })
     }
 
     fn scan(&self, space: Space, range: Range) -> Pairs {
@@ -260,6 +268,33 @@ mod tests {
         assert!(swap(Some(b"3"), None));
         assert!(swap(None, Some("4")));
         assert_eq!(storage.get(Space::Records, b"b").unwrap().unwrap().to_vec(), b"4");
+    }
+
+    /// A batch that is on its way when a copy begins is copied, or noted.
+    #[test]
+    fn a_batch_that_meets_the_start_of_a_copy_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        for _ in 0..20 {
+            let held = storage.0.writes.write().unwrap();
+            let on_its_way = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let write = Write { key: b"k".to_vec(), value: Some(vec![1]) };
+                    on_its_way.store(true, Ordering::Release);
+                    storage.apply(Space::Records, vec![write]).unwrap();
+                });
+                while !on_its_way.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                (0..500).for_each(|_| std::thread::yield_now());
+                storage.0.copying.store(true, Ordering::Release);
+                drop(held);
+            });
+            storage.0.copying.store(false, Ordering::Release);
+            let noted = std::mem::take(&mut *storage.0.written.lock().unwrap());
+            assert_eq!(noted.len(), 1);
+        }
     }
 
     /// Writers and scans go on while everything moves into another database, and nothing is
