@@ -13,6 +13,7 @@ use super::durability::{Durability, POSITION_KEY};
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::id::Fingerprint;
 use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
@@ -73,6 +74,13 @@ impl Engine {
         let keyring = Keyring { generation: position.generation, ..keyring };
         let notary = Notary::new(&keyring.secret);
         let mark = Mark::open(dir, keyring.store, mark_key)?;
+        // A crash left the mark one behind. Unless it catches up before the next sync, a crash in
+        // that one leaves it two behind, which looks like an older copy.
+        if held.unwrap_or_default().syncs > marked.unwrap_or_default().syncs {
+            storage.sync()?;
+            mark.advance(position)?;
+            failpoint::reach("open.marked", "");
+        }
         let orgs = keyring
             .orgs
             .iter()

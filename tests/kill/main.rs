@@ -87,7 +87,8 @@ fn what_was_acknowledged_survives_every_kill() {
         }
         let child = spawn(&place, "work", random.next(), &model.tell());
         let life = Duration::from_millis(5 + random.below(400));
-        model.hear(&lines_until_killed(child, life));
+        let said = lines_until_killed(child, life);
+        model.hear(&said);
         // Killed again while it recovers, at times twice.
         for _ in 0..random.below(3) {
             let mut child = spawn(&place, "open", 0, "");
@@ -106,9 +107,12 @@ fn what_was_acknowledged_survives_every_kill() {
         assert!(output.status.success(), "kill {kill}: {text}\n{complaint}");
         let lost = model.compare(&text, &mut totals);
         if !lost.is_empty() {
-            let kept = place.dir.path().to_owned();
+            let (kept, root) = (place.dir.path().to_owned(), place.root.clone());
             std::mem::forget(place);
-            panic!("kill {kill} of seed {seed}, kept in {}:\n{}", kept.display(), lost.join("\n"));
+            std::fs::write(kept.join("said"), said.join("\n")).unwrap();
+            std::fs::write(kept.join("found"), &*text).unwrap();
+            std::fs::write(kept.join("root"), root).unwrap();
+            panic!("kill {kill} of seed {seed}, see {}:\n{}", kept.display(), lost.join("\n"));
         }
     }
     assert!(totals.durable > kills && totals.buffered > kills && totals.keys > 0, "{totals:?}");

@@ -192,13 +192,10 @@ impl Model {
         let pending = self.pending.take();
         let mut orgs = self.keys.clone();
         if let Some((org, keys)) = &pending
-            && !orgs.contains_key(org)
+            && versions.contains_key(org)
         {
-            // Being made when the process was killed.
-            match versions.contains_key(org) {
-                true => drop(orgs.insert(org.clone(), keys.clone())),
-                false => return,
-            }
+            // It may have been made just before the kill.
+            orgs.entry(org.clone()).or_insert_with(|| keys.clone());
         }
         for (org, expected) in orgs {
             let after = pending.as_ref().filter(|(name, _)| *name == org).map(|(_, keys)| keys);
