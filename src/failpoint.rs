@@ -3,10 +3,17 @@
 //! Compiled in only with the feature `failpoints` *and* debug assertions; in any
 //! other build `reach` is an empty inline function. A child process is killed
 //! at a point by `BYOKV_FAILPOINT=name` in its environment (`name:n` for the
-//! n-th time it is reached).
+//! n-th time it is reached). It appends the name of each point that it reaches
+//! to the file that `BYOKV_FAILPOINT_TRACE` names.
 
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub use enabled::*;
+
+/// All lists.
+pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, OPENING];
+
+/// The points that opening a store passes besides those of the keyring and of syncs.
+pub const OPENING: &[&str] = &["open.discarded", "open.marked", "open.paid"];
 
 /// The points that the erasure of an org passes besides those of the keyring and of syncs.
 pub const ERASURE: &[&str] = &["erase.keys_gone", "erase.deleted", "erase.counted"];
@@ -25,9 +32,11 @@ pub const ALL: &[&str] = &[
     "put.sealed",
     "get.started",
     "get.fetched",
+    "keyring.begun",
     "keyring.written",
     "keyring.exchanged",
     "keyring.dir_synced",
+    "keyring.overwritten",
     "keyring.saved",
     "keyring.published",
     "outbox.written",
@@ -39,6 +48,7 @@ pub const ALL: &[&str] = &[
     "retire.done",
     "sync.counted",
     "sync.flushed",
+    "mark.written",
     "sync.marked",
 ];
 
@@ -48,6 +58,8 @@ pub(crate) fn reach(_point: &'static str, _org: &str) {}
 
 #[cfg(all(feature = "failpoints", debug_assertions))]
 mod enabled {
+    use std::fs::File;
+    use std::io::Write;
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -76,7 +88,20 @@ mod enabled {
             .as_ref()
     }
 
+    fn trace() -> Option<&'static File> {
+        static TRACE: OnceLock<Option<File>> = OnceLock::new();
+        TRACE
+            .get_or_init(|| {
+                let path = std::env::var_os("BYOKV_FAILPOINT_TRACE")?;
+                File::options().append(true).create(true).open(path).ok()
+            })
+            .as_ref()
+    }
+
     pub(crate) fn reach(point: &'static str, org: &str) {
+        if let Some(mut trace) = trace() {
+            let _ = trace.write_all(format!("{point}\n").as_bytes());
+        }
         if let Some((name, left)) = kill_at()
             && name == point
             && left.fetch_sub(1, Ordering::SeqCst) == 1
@@ -117,7 +142,7 @@ mod enabled {
         org: &str,
         action: impl Fn() + Send + Sync + 'static,
     ) -> Installed {
-        let known = [super::ALL, super::ERASURE, super::RESIDUE].concat().contains(&point);
+        let known = super::LISTS.concat().contains(&point);
         assert!(known, "no failpoint has the name {point}");
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut hooks = HOOKS.write().unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::id::OrgId;
 use crate::material::KeyMaterial;
 use crate::sealed;
@@ -110,7 +111,10 @@ impl Mark {
         let slot = self.next.load(Ordering::Relaxed);
         self.file
             .write_all_at(&self.encode(position), OFFSETS[slot])
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| {
+                failpoint::reach("mark.written", "");
+                self.file.sync_data()
+            })
             .map_err(|e| Error::io("writing the mark", e))?;
         self.next.store(1 - slot, Ordering::Relaxed);
         Ok(())

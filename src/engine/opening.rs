@@ -56,6 +56,7 @@ impl Engine {
         }
         note_process(&mut lock)?;
         file.discard_leftovers()?;
+        failpoint::reach("open.discarded", "");
         if is_new {
             file.save(&root, &keyring)?;
         }
@@ -99,6 +100,7 @@ impl Engine {
             _lock: lock,
         };
         engine.pay_outbox(&engine.ring().keyring)?;
+        failpoint::reach("open.paid", "");
         for org in engine.orgs() {
             engine.load_usage(&org)?;
         }

@@ -17,10 +17,13 @@ impl Rotations {
         let limited: Vec<String> = self.engine.with_keyring(|keyring| {
             let limited = |org: &&OrgEntry| {
                 let newest = org.newest();
+                // A platform key that is noted as due was to be replaced, when a crash or the
+                // disk came between.
+                let open = newest.due.is_none() || newest.origin == Origin::Platform;
                 org.policy.rotate_after().is_some()
                     && org.erasure.is_none()
                     && newest.state == KeyState::Active
-                    && newest.due.is_none()
+                    && open
                     && !org.is_rotating()
             };
             keyring.orgs.iter().filter(limited).map(|org| org.name.clone()).collect()
@@ -58,6 +61,10 @@ fn due(engine: &Engine, org: &OrgState) -> Option<(Due, Origin)> {
 
 /// Once for each key: in the audit log, and in its status until a new key comes.
 fn note(engine: &Engine, org: &OrgState, due: Due) -> Result<()> {
+    let noted = |entry: &OrgEntry| entry.newest().due.is_some();
+    if engine.with_keyring(|keyring| keyring.entry(org.id).is_some_and(noted)) {
+        return Ok(());
+    }
     engine.change(None, |keyring, drafts| {
         let entry = keyring.org_mut(org.id, &org.name)?;
         let (version, fingerprint) = (entry.newest().version, entry.newest().fingerprint);

@@ -27,6 +27,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let during = |step: &str| format!("{step} {}", new.display());
     discard(path)?;
     let mut file = private(&new).map_err(|e| Error::io(during("creating"), e))?;
+    failpoint::reach("keyring.begun", "");
     file.write_all(bytes).map_err(|e| Error::io(during("writing"), e))?;
     file.sync_all().map_err(|e| Error::io(during("syncing"), e))?;
     drop(file);
@@ -66,6 +67,7 @@ pub(crate) fn discard(path: &Path) -> Result<()> {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     }
+    failpoint::reach("keyring.overwritten", "");
     fs::remove_file(&old).map_err(|e| Error::io(format!("removing {}", old.display()), e))
 }
 

@@ -247,9 +247,8 @@ impl Model {
                 continue;
             }
             let writes = self.writes.get(under).map(Vec::as_slice).unwrap_or_default();
-            let is_sure = |write: &Write| {
-                write.done.is_some_and(|done| write.durable || done < prefix)
-            };
+            let is_sure =
+                |write: &Write| write.done.is_some_and(|done| write.durable || done < prefix);
             let sure = writes.iter().rposition(is_sure);
             let before = self.found.get(under).copied();
             let first = sure.map_or(before, |index| writes[index].value);
@@ -260,7 +259,8 @@ impl Model {
             if !allowed.contains(&seen) {
                 lost.push(format!("{under:?}: {seen:?}, expected one of {allowed:?}: {writes:?}"));
             }
-            totals.durable += writes.iter().filter(|w| w.durable && w.done.is_some()).count() as u64;
+            totals.durable +=
+                writes.iter().filter(|w| w.durable && w.done.is_some()).count() as u64;
             totals.buffered += writes.iter().filter(|w| !w.durable && is_sure(w)).count() as u64;
             let done_last = later.clone().rfind(|write| write.done.is_some());
             totals.dropped += u64::from(done_last.is_some_and(|write| {
