@@ -17,9 +17,10 @@ fuzz:
 breaks *words:
     python3 tests/breaks.py {{words}}
 
-# The gate under every interleaving that loom finds.
+# The gate under every interleaving that loom finds, `all_of_it` of those with at most three
+# preemptions, or LOOM_MAX_PREEMPTIONS.
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib gate::model
+    tests/loom/run
 
 # The tests with larger counts: about ten times as many damaged logs, a million XAES vectors.
 torture:

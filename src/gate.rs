@@ -3,6 +3,9 @@
 //! A writer holds its org's gate from reading the active version until its write is in the
 //! tree. Replacing what the gate gives out waits for the writers inside, so that afterwards no
 //! write under the old version can still arrive (invariant 4).
+//!
+//! The orders that these promises hang on are all in this file, so that what loom explores is
+//! what ships: see `gate/model.rs`.
 
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
@@ -12,9 +15,11 @@ mod sync {
     #[cfg(not(loom))]
     pub(super) use crossbeam::sync::{ShardedLock as Lock, ShardedLockReadGuard as ReadGuard};
     #[cfg(loom)]
-    pub(super) use loom::sync::{RwLock as Lock, RwLockReadGuard as ReadGuard};
+    pub(super) use loom::sync::{Mutex, RwLock as Lock, RwLockReadGuard as ReadGuard};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::Mutex;
 }
-use sync::{Lock, ReadGuard};
+use sync::{Lock, Mutex, ReadGuard};
 
 /// Gives out snapshots of `T`.
 pub(crate) struct Gate<T> {
@@ -22,6 +27,10 @@ pub(crate) struct Gate<T> {
     writers: Lock<Arc<T>>,
     /// Held shared only while the pointer is copied.
     readers: Lock<Arc<T>>,
+    /// Held while the next snapshot is made, so that the newest wins.
+    renewing: Mutex<()>,
+    /// Proof for the newest snapshot that every writer inside uses.
+    drained: Mutex<Arc<Drained<T>>>,
 }
 
 /// A writer inside the gate, with the one snapshot it may use. Dropping it leaves.
@@ -49,7 +58,12 @@ impl<T> Drained<T> {
 impl<T> Gate<T> {
     pub(crate) fn new(first: T) -> Self {
         let first = Arc::new(first);
-        Self { writers: Lock::new(Arc::clone(&first)), readers: Lock::new(first) }
+        Self {
+            writers: Lock::new(Arc::clone(&first)),
+            readers: Lock::new(Arc::clone(&first)),
+            renewing: Mutex::new(()),
+            drained: Mutex::new(Arc::new(Drained(first))),
+        }
     }
 
     /// For an operation that writes. May wait for a replacement that is under way, never for
@@ -63,9 +77,39 @@ impl<T> Gate<T> {
         Arc::clone(&self.readers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether `snapshot` is what readers get now.
-    pub(crate) fn is_current(&self, snapshot: &Arc<T>) -> bool {
+    /// Does `attempt`, which fetches and opens, with one snapshot taken before; again if it
+    /// fails and the snapshot was replaced meanwhile. So no reader fails because a key was just
+    /// retired (invariant 6).
+    pub(crate) fn read<V, E>(&self, mut attempt: impl FnMut(&T) -> Result<V, E>) -> Result<V, E> {
+        loop {
+            let snapshot = self.snapshot();
+            match attempt(&snapshot) {
+                Err(_) if !self.is_current(&snapshot) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn is_current(&self, snapshot: &Arc<T>) -> bool {
         Arc::ptr_eq(&self.readers.read().unwrap_or_else(PoisonError::into_inner), snapshot)
+    }
+
+    /// Replaces the snapshot by what `newest` makes, one caller at a time, and waits for the
+    /// writers inside; `false` if it makes nothing.
+    ///
+    /// `newest` must look only when it is called, or a slow caller puts an old snapshot over a
+    /// newer one.
+    pub(crate) fn renew(&self, newest: impl FnOnce(&T) -> Option<T>) -> bool {
+        let _one_at_a_time = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(next) = newest(&self.snapshot()) else { return false };
+        let drained = Arc::new(self.replace(next));
+        *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = drained;
+        true
+    }
+
+    /// The newest snapshot that every writer inside uses.
+    pub(crate) fn drained(&self) -> Arc<Drained<T>> {
+        Arc::clone(&self.drained.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces the snapshot and waits until every writer that used an older one has left.
@@ -73,17 +117,11 @@ impl<T> Gate<T> {
     /// 1. For readers; must come before 2, or a reader meets a value whose version its snapshot
     ///    does not have while that snapshot still counts as current.
     /// 2. For writers, once those inside have left.
-    pub(crate) fn replace(&self, next: T) -> Drained<T> {
+    fn replace(&self, next: T) -> Drained<T> {
         let next = Arc::new(next);
         *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         Drained(next)
-    }
-
-    /// Waits until every writer inside has left, without replacing anything.
-    pub(crate) fn drain(&self) -> Drained<T> {
-        let exclusive = self.writers.write().unwrap_or_else(PoisonError::into_inner);
-        Drained(Arc::clone(&exclusive))
     }
 }
 
@@ -111,7 +149,31 @@ mod tests {
             assert_eq!(replaced.recv().unwrap(), 2);
         });
         assert_eq!(*gate.enter(), 2);
-        assert_eq!(**gate.drain().snapshot(), 2);
+    }
+
+    #[test]
+    fn what_is_drained_is_what_was_renewed_last() {
+        let gate = Gate::new(1);
+        assert_eq!(**gate.drained().snapshot(), 1);
+        assert!(gate.renew(|before| Some(before + 1)));
+        assert!(!gate.renew(|_| None));
+        assert_eq!((**gate.drained().snapshot(), *gate.snapshot()), (2, 2));
+    }
+
+    #[test]
+    fn a_read_with_an_old_snapshot_is_done_again() {
+        let gate = Gate::new(1);
+        let mut seen = Vec::new();
+        let read = gate.read(|snapshot| {
+            seen.push(*snapshot);
+            if *snapshot == 1 {
+                drop(gate.replace(2));
+                return Err("its snapshot was replaced");
+            }
+            Ok(*snapshot)
+        });
+        assert_eq!((read, seen), (Ok(2), vec![1, 2]));
+        assert_eq!(gate.read(|_| Err::<(), _>("it is current")), Err("it is current"));
     }
 
     #[test]
@@ -126,36 +188,5 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
-mod model {
-    use loom::sync::atomic::{AtomicU32, Ordering};
-    use loom::thread;
-
-    use super::*;
-
-    /// Two writers store the version they chose; one thread replaces 1 by 2. Once the
-    /// replacement has returned, no store of 1 may follow.
-    #[test]
-    fn no_write_under_the_old_version_arrives_after_the_replacement() {
-        loom::model(|| {
-            let gate = Arc::new(Gate::new(1u32));
-            let replaced = Arc::new(AtomicU32::new(0));
-            let writers: Vec<_> = (0..2)
-                .map(|_| {
-                    let (gate, replaced) = (Arc::clone(&gate), Arc::clone(&replaced));
-                    thread::spawn(move || {
-                        let inside = gate.enter();
-                        let version = *inside;
-                        let seen = replaced.load(Ordering::SeqCst);
-                        assert!(version == 2 || seen == 0, "a late write under version 1");
-                        drop(inside);
-                    })
-                })
-                .collect();
-            drop(gate.replace(2));
-            replaced.store(1, Ordering::SeqCst);
-            for writer in writers {
-                writer.join().unwrap();
-            }
-        });
-    }
-}
+#[path = "gate/model.rs"]
+mod model;

@@ -100,15 +100,13 @@ impl Engine {
     /// Rebuilds what the org's gate gives out from the newest keyring, and waits for the
     /// writers inside.
     pub(crate) fn publish(&self, org: &OrgState) {
-        let _one_at_a_time = org.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = org.gate.snapshot();
-        let next = self.with_keyring(|keyring| {
-            let entry = keyring.entry(org.id)?;
-            Some(OrgKeys::new(entry, Arc::clone(&org.name), Some(&before)))
+        let renewed = org.gate.renew(|before| {
+            self.with_keyring(|keyring| {
+                let entry = keyring.entry(org.id)?;
+                Some(OrgKeys::new(entry, Arc::clone(&org.name), Some(before)))
+            })
         });
-        if let Some(next) = next {
-            let drained = Arc::new(org.gate.replace(next));
-            *org.drained.lock().unwrap_or_else(PoisonError::into_inner) = drained;
+        if renewed {
             failpoint::reach("keyring.published", &org.name);
         }
     }

@@ -112,24 +112,15 @@ impl Engine {
         self.sync_if_dirty()
     }
 
-    /// Reads and opens one record. The snapshot is taken before the bytes are read: if the
-    /// version found is not in it, and it is no longer the newest, both are read again, so a
-    /// reader never fails because a key was just retired (invariant 6).
+    /// Reads and opens one record. The snapshot is taken before the bytes are read (invariant 6).
     pub(crate) fn read(&self, org: &OrgState, name: &[u8]) -> Result<Option<Value>> {
         let key = org.key(name);
-        loop {
-            let keys = org.gate.snapshot();
+        org.gate.read(|keys| {
             failpoint::reach("get.started", &org.name);
-            let Some(stored) = self.storage.get(Space::Records, &key)? else {
-                return Ok(None);
-            };
+            let stored = self.storage.get(Space::Records, &key)?;
             failpoint::reach("get.fetched", &org.name);
-            match keys.open(name, &stored) {
-                Ok(value) => return Ok(Some(value)),
-                Err(_) if !org.gate.is_current(&keys) => {}
-                Err(error) => return Err(error),
-            }
-        }
+            stored.map(|stored| keys.open(name, &stored)).transpose()
+        })
     }
 
     /// Opens bytes that were read earlier, without a snapshot; if they do not open, the record

@@ -1,13 +1,13 @@
 //! What is held in memory of one org: its keys, ready for use, behind its gate.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Watchers;
 use crate::envelope::Header;
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
-use crate::gate::{Drained, Gate};
+use crate::gate::Gate;
 use crate::id::{KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::{OrgEntry, VersionEntry};
 use crate::material::KeyMaterial;
@@ -19,10 +19,6 @@ pub(crate) struct OrgState {
     pub(crate) name: Arc<str>,
     pub(crate) gate: Gate<OrgKeys>,
     pub(crate) watchers: Watchers,
-    /// Held while the gate's content is rebuilt from the keyring, so that the newest wins.
-    pub(super) publishing: Mutex<()>,
-    /// Proof for the newest snapshot that every writer inside uses.
-    pub(super) drained: Mutex<Arc<Drained<OrgKeys>>>,
     erased: AtomicBool,
 }
 
@@ -68,20 +64,13 @@ impl<'a> Usable<'a> {
 impl OrgState {
     pub(super) fn new(entry: &OrgEntry) -> Self {
         let name = Arc::from(entry.name.as_str());
-        let gate = Gate::new(OrgKeys::new(entry, Arc::clone(&name), None));
         Self {
             id: entry.id,
-            drained: Mutex::new(Arc::new(gate.drain())),
-            gate,
+            gate: Gate::new(OrgKeys::new(entry, Arc::clone(&name), None)),
             name,
             watchers: Watchers::default(),
-            publishing: Mutex::new(()),
             erased: AtomicBool::new(entry.erasure.is_some()),
         }
-    }
-
-    pub(crate) fn drained(&self) -> Arc<Drained<OrgKeys>> {
-        Arc::clone(&self.drained.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn check_exists(&self) -> Result<()> {

@@ -121,7 +121,7 @@ impl Pass {
             cursor: Cursor::new(org.id),
             tally: Tally::default(),
             outstanding: 0,
-            leaving: Leaving::when(&org.drained()),
+            leaving: Leaving::when(&org.gate.drained()),
         }
     }
 
