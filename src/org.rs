@@ -95,6 +95,7 @@ impl Org {
     /// [`Error::ValueTooLarge`](crate::Error::ValueTooLarge),
     /// [`Error::KeySuspended`](crate::Error::KeySuspended); disk errors of the machine.
     pub fn put(&self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        let _timed = self.engine.latency.start();
         let (name, value) = (self.check_write(name.as_ref())?, value.as_ref());
         check_value(value)?;
         self.engine.write(&self.state, name, Some(value))?;
@@ -108,6 +109,7 @@ impl Org {
     /// [`Error::KeySuspended`](crate::Error::KeySuspended),
     /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Result<Option<Value>> {
+        let _timed = self.engine.latency.start();
         self.engine.read(&self.state, self.check(name.as_ref())?)
     }
 
@@ -125,6 +127,7 @@ impl Org {
     /// # Errors
     /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
     pub fn delete(&self, name: impl AsRef<[u8]>) -> Result<()> {
+        let _timed = self.engine.latency.start();
         self.engine.write(&self.state, self.check_write(name.as_ref())?, None)?;
         self.sync_if_durable()
     }
@@ -151,6 +154,7 @@ impl Org {
         expected: Option<&[u8]>,
         new: Option<&[u8]>,
     ) -> Result<Swap> {
+        let _timed = self.engine.latency.start();
         let name = self.check_write(name.as_ref())?;
         check_value(new.unwrap_or_default())?;
         let key = self.state.key(name);

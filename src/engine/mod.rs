@@ -4,6 +4,7 @@
 mod change;
 mod durability;
 mod import;
+mod latency;
 mod opening;
 mod orgs;
 mod residue;
@@ -27,6 +28,7 @@ use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
+use latency::Latency;
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
@@ -47,6 +49,7 @@ pub(crate) struct Engine {
     /// Held while the database is replaced.
     moving: Mutex<()>,
     durability: Durability,
+    pub(crate) latency: Latency,
     closed: AtomicBool,
     /// Locked for this process as long as the engine lives; must be the last field, so that
     /// the database is closed before the lock is let go.

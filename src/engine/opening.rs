@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam::sync::ShardedLock;
 
 use super::durability::{Durability, POSITION_KEY};
+use super::latency::Latency;
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
 use crate::error::{Error, Result};
@@ -94,6 +95,7 @@ impl Engine {
             dir: dir.to_owned(),
             orgs: ShardedLock::new(orgs),
             durability: Durability::new(mark, position),
+            latency: Latency::new(),
             ring: Mutex::new(Ring { keyring, root, file, settled: 0 }),
             moving: Mutex::new(()),
             closed: AtomicBool::new(false),

@@ -52,6 +52,7 @@ impl Batch {
     /// Those of [`Org::put`]; nothing is written then.
     pub fn commit(self) -> Result<()> {
         let Org { engine, state, .. } = &self.org;
+        let _timed = engine.latency.start();
         engine.check_writable()?;
         state.check_exists()?;
         for (name, value) in &self.writes {

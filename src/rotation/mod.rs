@@ -7,6 +7,7 @@
 mod count;
 mod due;
 mod erase;
+mod governor;
 mod handle;
 mod hold;
 mod pass;
@@ -29,6 +30,7 @@ use crate::id::OrgId;
 use crate::storage::Space;
 
 pub(crate) use count::HeaderCount;
+use governor::Missed;
 pub(crate) use handle::Target;
 pub use handle::{Erasure, Rotation};
 pub(crate) use hold::release;
@@ -46,6 +48,8 @@ pub(crate) struct Rotations {
 struct Board {
     reports: HashMap<OrgId, Report>,
     settings: Settings,
+    /// The target of the throttle that will be missed.
+    missed: Option<Missed>,
 }
 
 /// What an operator has set, kept in the database.
@@ -95,7 +99,7 @@ impl Rotations {
         let rotations = Arc::new(Self {
             engine,
             commands,
-            board: Mutex::new(Board { reports: HashMap::new(), settings }),
+            board: Mutex::new(Board { reports: HashMap::new(), settings, missed: None }),
             changed: Condvar::new(),
         });
         for org in rotations.engine.rotating() {
@@ -176,7 +180,24 @@ impl Rotations {
     }
 
     pub(crate) fn progress(&self, org: &OrgState) -> Option<Progress> {
-        self.board().reports.get(&org.id).map(|report| report.progress.clone())
+        let board = self.board();
+        let mut progress = board.reports.get(&org.id)?.progress.clone();
+        if progress.phase == Phase::Rewriting && !progress.paused {
+            progress.warning = board.missed.as_ref().map(ToString::to_string);
+        }
+        Some(progress)
+    }
+
+    /// Keeps for [`progress`](Self::progress) which target will be missed.
+    fn miss(&self, missed: Option<Missed>, changed: bool) {
+        let mut board = self.board();
+        if changed && let Some(missed) = &missed {
+            tracing::warn!(%missed, "rotations miss a target of their throttle");
+        }
+        board.missed = missed;
+        if changed {
+            self.changed.notify_all();
+        }
     }
 
     pub(crate) fn is_rotating(&self, org: &OrgState) -> bool {

@@ -71,6 +71,8 @@ pub struct Progress {
     pub time_left: Option<Duration>,
     /// Why it waits, is held or is blocked.
     pub reason: Option<String>,
+    /// Which target of the [`Throttle`](crate::Throttle) will be missed, and by how much.
+    pub warning: Option<String>,
 }
 
 impl Progress {
@@ -86,6 +88,7 @@ impl Progress {
             rate: None,
             time_left: None,
             reason: None,
+            warning: None,
         }
     }
 
@@ -127,6 +130,9 @@ impl fmt::Display for Progress {
         }
         if let Some(reason) = &self.reason {
             write!(f, ": {reason}")?;
+        }
+        if let Some(warning) = &self.warning {
+            write!(f, "; {warning}")?;
         }
         Ok(())
     }

@@ -222,6 +222,23 @@ impl Task {
         true
     }
 
+    /// Records that its pass has not reached; `None` while they are not counted.
+    pub(super) fn left(&self) -> Option<u64> {
+        match &self.stage {
+            _ if self.paused => Some(0),
+            Stage::Rewriting { pass, .. } => {
+                let counted = self.survey.cursor.exhausted.then_some(self.survey.records);
+                counted.map(|records| records.saturating_sub(pass.tally.scanned()))
+            }
+            _ => Some(0),
+        }
+    }
+
+    /// Records per second of late, while they are rewritten.
+    pub(super) fn rate(&self) -> Option<f64> {
+        matches!(self.stage, Stage::Rewriting { .. }).then(|| self.meter.rate()).flatten()
+    }
+
     fn start_pass(&mut self) {
         self.stage = if self.is_erasure {
             Stage::Erasing(Deletion::new(&self.org))

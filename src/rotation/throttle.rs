@@ -1,21 +1,32 @@
 //! Pace: how fast a rotation may go, and how fast it goes. Time is a parameter.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::rfc3339;
 use crate::error::{Error, Result};
 
-/// A ceiling on what rotations of a store use, all orgs together. The default is none.
+/// What rotations of a store may use, all orgs together: fixed ceilings, and targets that they
+/// are steered towards by what is measured. Every ceiling holds, whatever a target would like.
+/// The default is none.
 ///
 /// ```
+/// use std::time::{Duration, SystemTime};
+///
 /// use byokv::Throttle;
 ///
 /// let gentle = Throttle::unlimited()
 ///     .with_records_per_second(2_000)?
 ///     .with_bytes_per_second(4 << 20)?
 ///     .with_share_of_time(0.25)?;
+///
+/// // By tomorrow, and out of the way of those who read and write:
+/// let steered = Throttle::unlimited()
+///     .with_finish_by(SystemTime::now() + Duration::from_secs(24 * 3600))
+///     .with_foreground_p99(Duration::from_millis(2))?
+///     .with_share_of_core(0.5)?;
 /// # Ok::<(), byokv::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,13 +34,32 @@ pub struct Throttle {
     records_per_second: Option<u32>,
     bytes_per_second: Option<u64>,
     share_of_time: f64,
+    share_of_core: Option<f64>,
+    foreground_p99: Option<Duration>,
+    finish_by_unix_ms: Option<u64>,
+}
+
+/// What rotations may use at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limits {
+    pub(super) records_per_second: Option<f64>,
+    pub(super) bytes_per_second: Option<f64>,
+    /// Cores that may be busy, infinite for all that there are.
+    pub(super) cores: f64,
 }
 
 impl Throttle {
     /// As fast as the worker threads can.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self { records_per_second: None, bytes_per_second: None, share_of_time: 1.0 }
+        Self {
+            records_per_second: None,
+            bytes_per_second: None,
+            share_of_time: 1.0,
+            share_of_core: None,
+            foreground_p99: None,
+            finish_by_unix_ms: None,
+        }
     }
 
     /// At most this many records are opened per second.
@@ -69,16 +99,84 @@ impl Throttle {
         Ok(self)
     }
 
-    pub(super) fn is_share(&self) -> bool {
-        self.share_of_time < 1.0
+    /// All worker threads together keep at most this share of one core busy.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 64.
+    pub fn with_share_of_core(mut self, share: f64) -> Result<Self> {
+        if !(0.001..=64.0).contains(&share) {
+            let why = "0.001 to 64";
+            return Err(Error::InvalidOption { option: "share_of_core", why });
+        }
+        self.share_of_core = Some(share);
+        Ok(self)
     }
 
-    /// How many records to take at once: about a tenth of a second's worth, so that a low
-    /// ceiling does not come in bursts.
+    /// Rotations take what leaves 99 of 100 reads and writes at most `p99` long, as measured
+    /// while they are under way, every tenth of a second. They never stop for it: where reads
+    /// and writes take longer at a hundredth of a core too, [`Progress::warning`] says so.
+    /// Durable writes count with their sync. At least 1 µs.
+    ///
+    /// [`Progress::warning`]: crate::Progress::warning
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] below that.
+    pub fn with_foreground_p99(mut self, p99: Duration) -> Result<Self> {
+        if p99 < Duration::from_micros(1) {
+            return Err(Error::InvalidOption { option: "foreground_p99", why: "at least 1 µs" });
+        }
+        self.foreground_p99 = Some(p99);
+        Ok(self)
+    }
+
+    /// Rotations that are under way go no faster than it takes to rewrite every record by then,
+    /// with a tenth of the time to spare. [`Progress::warning`] says as soon as it shows that
+    /// they cannot, be it for another limit; they go on all the same.
+    ///
+    /// [`Progress::warning`]: crate::Progress::warning
+    #[must_use]
+    pub fn with_finish_by(mut self, end: SystemTime) -> Self {
+        let since = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.finish_by_unix_ms = Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        self
+    }
+
+    pub(super) fn foreground_p99(&self) -> Option<Duration> {
+        self.foreground_p99
+    }
+
+    pub(super) fn finish_by_unix_ms(&self) -> Option<u64> {
+        self.finish_by_unix_ms
+    }
+
+    /// The fixed ceilings, for so many worker threads.
+    pub(super) fn limits(&self, workers: usize) -> Limits {
+        #[allow(clippy::cast_precision_loss)]
+        let by_time = match self.share_of_time < 1.0 {
+            true => self.share_of_time * workers as f64,
+            false => f64::INFINITY,
+        };
+        #[allow(clippy::cast_precision_loss)]
+        let bytes_per_second = self.bytes_per_second.map(|rate| rate as f64);
+        Limits {
+            records_per_second: self.records_per_second.map(f64::from),
+            bytes_per_second,
+            cores: by_time.min(self.share_of_core.unwrap_or(f64::INFINITY)),
+        }
+    }
+}
+
+impl Limits {
+    /// How many records to take at once, so that a low ceiling does not come in bursts: about a
+    /// tenth of a second's worth, and the fewer the less of a core may be busy.
     pub(super) fn chunk_records(&self) -> usize {
-        const MOST: usize = 128;
-        let tenth = |rate: u32| usize::try_from(rate / 10).unwrap_or(MOST).clamp(1, MOST);
-        self.records_per_second.map_or(MOST, tenth)
+        const MOST: f64 = 128.0;
+        const LEAST: f64 = 4.0;
+        let tenth = self.records_per_second.map_or(MOST, |rate| rate / 10.0).clamp(1.0, MOST);
+        let share = (MOST * self.cores).clamp(LEAST, MOST);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let records = tenth.min(share) as usize;
+        records
     }
 }
 
@@ -99,7 +197,13 @@ impl fmt::Display for Throttle {
         let limits = [
             self.records_per_second.map(|n| format!("{n} records per second")),
             self.bytes_per_second.map(|n| format!("{n} bytes per second")),
-            self.is_share().then(|| format!("{} of the time", self.share_of_time)),
+            (self.share_of_time < 1.0).then(|| format!("{} of the time", self.share_of_time)),
+            self.share_of_core.map(|share| format!("{share} of a core")),
+            self.foreground_p99.map(|p99| {
+                let p99 = humantime::format_duration(p99);
+                format!("what leaves 99 of 100 reads and writes within {p99}")
+            }),
+            self.finish_by_unix_ms.map(|end| format!("what it takes to end by {}", rfc3339(end))),
         ];
         let limits: Vec<_> = limits.into_iter().flatten().collect();
         write!(f, "rotations use at most {}", limits.join(", "))
@@ -107,43 +211,43 @@ impl fmt::Display for Throttle {
 }
 
 /// When the next chunk may be handed out.
+#[derive(Default)]
 pub(super) struct Pace {
-    next: Option<Instant>,
+    by_rate: Option<Instant>,
+    by_cores: Option<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new() -> Self {
-        Self { next: None }
-    }
-
     /// How long to wait; zero if nothing stands against the next chunk.
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+        let next = self.by_rate.max(self.by_cores);
+        next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
     }
 
     /// A chunk was handed out.
-    pub(super) fn handed_out(&mut self, now: Instant, to: &Throttle, records: u64, bytes: u64) {
+    pub(super) fn handed_out(&mut self, now: Instant, to: &Limits, records: u64, bytes: u64) {
         #[allow(clippy::cast_precision_loss)]
         let seconds = |amount: u64, rate: f64| amount as f64 / rate;
-        let by_records = to.records_per_second.map_or(0.0, |rate| seconds(records, rate.into()));
-        #[allow(clippy::cast_precision_loss)]
-        let by_bytes = to.bytes_per_second.map_or(0.0, |rate| seconds(bytes, rate as f64));
-        let rest = Duration::try_from_secs_f64(by_records.max(by_bytes));
-        self.rest(now, rest.unwrap_or(LONGEST_REST));
-    }
-
-    /// One of `workers` threads worked for `busy`.
-    pub(super) fn worked(&mut self, now: Instant, to: &Throttle, busy: Duration, workers: usize) {
-        let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
-        self.rest(now, busy.mul_f64(1.0 / to.share_of_time - 1.0) / workers);
-    }
-
-    fn rest(&mut self, now: Instant, rest: Duration) {
+        let by_records = to.records_per_second.map_or(0.0, |rate| seconds(records, rate));
+        let by_bytes = to.bytes_per_second.map_or(0.0, |rate| seconds(bytes, rate));
+        let rest = rest(by_records.max(by_bytes));
         if !rest.is_zero() {
-            let rest = rest.min(LONGEST_REST);
-            self.next = Some(self.next.map_or(now, |next| next.max(now)) + rest);
+            self.by_rate = Some(self.by_rate.map_or(now, |next| next.max(now)) + rest);
         }
     }
+
+    /// A thread worked for `busy`: as much as the cores that may be busy take longer for.
+    pub(super) fn worked(&mut self, now: Instant, to: &Limits, busy: Duration) {
+        let takes = rest(busy.as_secs_f64() / to.cores);
+        if !takes.is_zero() {
+            let since = now.checked_sub(busy).unwrap_or(now);
+            self.by_cores = Some(self.by_cores.map_or(since, |next| next.max(since)) + takes);
+        }
+    }
+}
+
+fn rest(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_REST).min(LONGEST_REST)
 }
 
 /// Speed of late: an average that forgets with a half-life of two seconds.
@@ -189,6 +293,24 @@ mod tests {
         for share in [0.0, 1e-30, -1.0, 1.01, f64::NAN] {
             assert!(Throttle::unlimited().with_share_of_time(share).is_err(), "{share}");
         }
+        for share in [0.0, -1.0, 64.1, f64::INFINITY, f64::NAN] {
+            assert!(Throttle::unlimited().with_share_of_core(share).is_err(), "{share}");
+        }
+        assert!(Throttle::unlimited().with_foreground_p99(Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn a_throttle_reads_as_a_sentence() {
+        let throttle = Throttle::unlimited()
+            .with_share_of_core(0.5)
+            .and_then(|t| t.with_foreground_p99(Duration::from_millis(2)))
+            .unwrap()
+            .with_finish_by(SystemTime::UNIX_EPOCH + SECOND);
+        assert_eq!(
+            throttle.to_string(),
+            "rotations use at most 0.5 of a core, what leaves 99 of 100 reads and writes within \
+             2ms, what it takes to end by 1970-01-01T00:00:01Z"
+        );
     }
 
     #[test]
@@ -198,37 +320,54 @@ mod tests {
             .with_records_per_second(100)
             .and_then(|t| t.with_bytes_per_second(1000))
             .unwrap();
-        let mut pace = Pace::new();
-        pace.handed_out(now, &throttle, 50, 100);
+        let mut pace = Pace::default();
+        let limits = throttle.limits(1);
+        pace.handed_out(now, &limits, 50, 100);
         assert_eq!(pace.wait(now), SECOND / 2);
-        pace.handed_out(now, &throttle, 1, 2000);
+        pace.handed_out(now, &limits, 1, 2000);
         assert_eq!(pace.wait(now), SECOND * 5 / 2);
         assert_eq!(pace.wait(now + SECOND * 3), Duration::ZERO);
-        pace.handed_out(now + SECOND * 10, &throttle, 100, 0);
+        pace.handed_out(now + SECOND * 10, &limits, 100, 0);
         assert_eq!(pace.wait(now + SECOND * 10), SECOND);
     }
 
+    /// Whatever the threads: they end their chunks at the same time, again and again.
     #[test]
     fn work_earns_rest_by_the_share() {
-        let now = Instant::now();
-        let quarter = Throttle::unlimited().with_share_of_time(0.25).unwrap();
-        let mut pace = Pace::new();
-        pace.worked(now, &quarter, SECOND, 1);
-        assert_eq!(pace.wait(now), SECOND * 3);
-        let mut pace = Pace::new();
-        pace.worked(now, &quarter, SECOND, 3);
-        assert_eq!(pace.wait(now), SECOND);
-        let mut pace = Pace::new();
-        pace.worked(now, &Throttle::unlimited(), SECOND, 1);
-        assert_eq!(pace.wait(now), Duration::ZERO);
+        let start = Instant::now();
+        for (workers, throttle, cores) in [
+            (1, Throttle::unlimited().with_share_of_time(0.25), 0.25),
+            (3, Throttle::unlimited().with_share_of_time(0.25), 0.75),
+            (3, Throttle::unlimited().with_share_of_core(0.1), 0.1),
+            (4, Throttle::unlimited().with_share_of_core(2.0), 2.0),
+            (4, Ok(Throttle::unlimited()), 4.0),
+        ] {
+            let limits = throttle.unwrap().limits(workers);
+            let (mut pace, mut now, mut busy) = (Pace::default(), start, Duration::ZERO);
+            for _ in 0..100 {
+                now += SECOND;
+                for _ in 0..workers {
+                    pace.worked(now, &limits, SECOND);
+                    busy += SECOND;
+                }
+                now += pace.wait(now);
+            }
+            let share = busy.as_secs_f64() / (now - start).as_secs_f64();
+            assert!((share - cores).abs() < 0.01, "{share} of {cores}");
+        }
     }
 
     #[test]
     fn a_low_ceiling_takes_small_chunks() {
-        let chunk =
-            |rate| Throttle::unlimited().with_records_per_second(rate).unwrap().chunk_records();
+        let chunk = |rate| {
+            Throttle::unlimited().with_records_per_second(rate).unwrap().limits(1).chunk_records()
+        };
         assert_eq!([chunk(1), chunk(50), chunk(1_000_000)], [1, 5, 128]);
-        assert_eq!(Throttle::unlimited().chunk_records(), 128);
+        assert_eq!(Throttle::unlimited().limits(1).chunk_records(), 128);
+        let chunk = |share| {
+            Throttle::unlimited().with_share_of_core(share).unwrap().limits(4).chunk_records()
+        };
+        assert_eq!([chunk(0.001), chunk(0.5), chunk(3.0)], [4, 64, 128]);
     }
 
     #[test]

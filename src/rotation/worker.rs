@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 
+use super::governor::{Governor, Seen};
 use super::pass::{Done, Job};
 use super::task::{Step, Task};
-use super::throttle::{Pace, Throttle};
+use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
+use crate::audit::now_unix_ms;
 
 struct Coordinator<'a> {
     shared: &'a Rotations,
@@ -19,6 +21,7 @@ struct Coordinator<'a> {
     jobs: Sender<Job>,
     outstanding: usize,
     pace: Pace,
+    governor: Governor,
 }
 
 /// Runs until `Command::Stop`.
@@ -44,7 +47,8 @@ pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usi
             tasks: VecDeque::new(),
             jobs,
             outstanding: 0,
-            pace: Pace::new(),
+            pace: Pace::default(),
+            governor: Governor::new(Instant::now()),
         };
         coordinator.run(commands, &results);
     });
@@ -82,7 +86,10 @@ impl Coordinator<'_> {
     fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Stop => return false,
-            Command::Pace => self.pace = Pace::new(),
+            Command::Pace => {
+                self.pace = Pace::default();
+                self.governor = Governor::new(Instant::now());
+            }
             Command::Pause(org, paused) => {
                 if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == org) {
                     task.paused = paused;
@@ -111,7 +118,8 @@ impl Coordinator<'_> {
     fn take(&mut self, done: Done) {
         let now = Instant::now();
         self.outstanding -= 1;
-        self.pace.worked(now, &self.shared.throttle(), done.busy, self.workers);
+        let limits = self.governor.limits(&self.shared.throttle(), self.workers);
+        self.pace.worked(now, &limits, done.busy);
         if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == done.org) {
             task.done(&self.shared.engine, now, done);
             self.shared.report(task.org.id, task.report());
@@ -123,6 +131,12 @@ impl Coordinator<'_> {
     fn go_on(&mut self, now: Instant) -> Option<Duration> {
         let engine = &self.shared.engine;
         let throttle = self.shared.throttle();
+        self.govern(&throttle, now);
+        let limits = self.governor.limits(&throttle, self.workers);
+        // How fast they must be taken is not known before they are counted.
+        if throttle.finish_by_unix_ms().is_some() && self.survey(&limits, now) {
+            return Some(self.pace.wait(now));
+        }
         let mut idle = 0;
         let mut went = false;
         let mut turns = self.tasks.len();
@@ -136,18 +150,18 @@ impl Coordinator<'_> {
             let pause = self.pace.wait(now);
             if self.outstanding >= self.workers * 2 || !pause.is_zero() {
                 // The threads have enough: time to count, or to wait.
-                if self.survey(&throttle, now) {
+                if self.survey(&limits, now) {
                     return Some(Duration::ZERO);
                 }
-                return (!pause.is_zero()).then_some(pause);
+                return (!pause.is_zero()).then_some(pause.min(Governor::WINDOW));
             }
             let Some(mut task) = self.tasks.pop_front() else { break };
-            match task.step(engine, now, throttle.chunk_records()) {
+            match task.step(engine, now, limits.chunk_records()) {
                 Step::Job(job) => {
                     idle = 0;
                     self.outstanding += 1;
                     let bytes = job.records.iter().map(|(_, stored)| stored.len() as u64).sum();
-                    self.pace.handed_out(now, &throttle, job.records.len() as u64, bytes);
+                    self.pace.handed_out(now, &limits, job.records.len() as u64, bytes);
                     // The channel has room for all that may be outstanding.
                     let _ = self.jobs.send(job);
                 }
@@ -173,15 +187,34 @@ impl Coordinator<'_> {
         earliest
     }
 
+    /// Lets the governor look, and tells what it says of missed targets.
+    fn govern(&mut self, throttle: &Throttle, now: Instant) {
+        /// Fewer reads and writes say nothing about one in a hundred.
+        const ENOUGH: u64 = 100;
+
+        let latency = &self.shared.engine.latency;
+        latency.ask(throttle.foreground_p99().is_some() && !self.tasks.is_empty());
+        let tasks = &self.tasks;
+        let changed = self.governor.look(now, throttle, self.workers, || Seen {
+            p99: latency.take_p99(ENOUGH),
+            left: tasks.iter().map(Task::left).sum(),
+            rate: tasks.iter().filter_map(Task::rate).reduce(|a, b| a + b),
+            time_left: throttle
+                .finish_by_unix_ms()
+                .map(|end| Duration::from_millis(end.saturating_sub(now_unix_ms()))),
+        });
+        self.shared.miss(self.governor.missed(), changed);
+    }
+
     /// Counts a little for the time left; `false` if there is nothing to count, or no time for
     /// it in the share that rotations have.
-    fn survey(&mut self, throttle: &Throttle, now: Instant) -> bool {
-        if throttle.is_share() && !self.pace.wait(now).is_zero() {
+    fn survey(&mut self, limits: &Limits, now: Instant) -> bool {
+        if limits.cores.is_finite() && !self.pace.wait(now).is_zero() {
             return false;
         }
         let engine = &self.shared.engine;
         let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
-        self.pace.worked(now, throttle, now.elapsed(), self.workers);
+        self.pace.worked(now, limits, now.elapsed());
         surveyed
     }
 }

@@ -15,6 +15,7 @@ mod sealed;
 mod secret;
 mod setup;
 mod shell;
+mod throttle;
 mod transfer;
 mod ui;
 mod verify;

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use byokv::{Certificate, Error, KeyState, Phase, Progress, Rotation, Store, Throttle};
-use clap::{Args, Subcommand};
+use byokv::{Certificate, Error, KeyState, Phase, Progress, Rotation, Store};
+use clap::Subcommand;
 use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
 use super::erase;
 use super::failure::{Failure, Result};
+use super::throttle::Limits;
 use super::ui::{self, Ui};
 
 #[derive(Subcommand)]
@@ -39,46 +40,6 @@ pub(super) enum Command {
     },
     /// Limit what rotations use, whoever opens the store; without a limit, say what it is
     Throttle(Limits),
-}
-
-#[derive(Args)]
-pub(super) struct Limits {
-    /// Records opened per second, all orgs together
-    #[arg(long)]
-    records_per_second: Option<u32>,
-    /// Bytes opened per second
-    #[arg(long)]
-    bytes_per_second: Option<u64>,
-    /// Share of the time, 0.001 to 1
-    #[arg(long)]
-    share_of_time: Option<f64>,
-    /// No limit
-    #[arg(long, conflicts_with_all = ["records_per_second", "bytes_per_second", "share_of_time"])]
-    none: bool,
-}
-
-impl Limits {
-    fn run(&self, ui: Ui, store: &Store) -> Result {
-        let keys = store.keys();
-        let named = self.records_per_second.is_some()
-            || self.bytes_per_second.is_some()
-            || self.share_of_time.is_some();
-        if named || self.none {
-            let mut throttle = Throttle::unlimited();
-            if let Some(records) = self.records_per_second {
-                throttle = throttle.with_records_per_second(records)?;
-            }
-            if let Some(bytes) = self.bytes_per_second {
-                throttle = throttle.with_bytes_per_second(bytes)?;
-            }
-            if let Some(share) = self.share_of_time {
-                throttle = throttle.with_share_of_time(share)?;
-            }
-            keys.set_throttle(throttle)?;
-        }
-        let throttle = keys.throttle();
-        ui.result(&throttle, &throttle)
-    }
 }
 
 fn of(store: &Store, org: &str) -> Result<Rotation> {
@@ -121,7 +82,12 @@ impl Command {
                             progress.phase.to_string(),
                             status.left.to_string(),
                             status.records.to_string(),
-                            progress.reason.clone().unwrap_or_default(),
+                            progress
+                                .reason
+                                .as_ref()
+                                .or(progress.warning.as_ref())
+                                .cloned()
+                                .unwrap_or_default(),
                         ]
                     },
                 )

@@ -1,0 +1,92 @@
+//! Rotations that are steered towards a target, and what they say when it cannot be met.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use byokv::{Progress, Rotation, Throttle};
+use common::{Ended, Place, check_filled, filled};
+
+/// Waits until the rotation is as `wanted`, on its own changes.
+fn until(rotation: &Rotation, wanted: impl Fn(&Progress) -> bool) -> Progress {
+    let start = Instant::now();
+    loop {
+        let progress = rotation.progress();
+        if wanted(&progress) {
+            return progress;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{progress}");
+        let _ = rotation.wait_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_deadline_that_cannot_be_kept_is_told_before_it_is_over() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 2000);
+    let end = SystemTime::now() + Duration::from_secs(30);
+    let slow = Throttle::unlimited().with_finish_by(end).with_records_per_second(20).unwrap();
+    store.keys().set_throttle(slow).unwrap();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    let told = until(&rotation, |progress| progress.warning.is_some());
+    assert!(SystemTime::now() < end);
+    assert!(told.warning.as_ref().unwrap().contains("later than it should"), "{told}");
+    // It goes on, and the warning goes with what stood in the way.
+    store.keys().set_throttle(Throttle::unlimited().with_finish_by(end)).unwrap();
+    until(&rotation, |progress| progress.warning.is_none());
+    store.keys().set_throttle(Throttle::unlimited()).unwrap();
+    rotation.ended();
+    check_filled(&store.org("acme").unwrap(), 2000);
+}
+
+/// Time enough: it takes its time, and is done before.
+#[test]
+fn a_rotation_that_has_time_takes_it_and_ends_before_the_deadline() {
+    const TIME: Duration = Duration::from_secs(8);
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 2000);
+    store
+        .keys()
+        .set_throttle(Throttle::unlimited().with_finish_by(SystemTime::now() + TIME))
+        .unwrap();
+    let start = Instant::now();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    let took = start.elapsed();
+    assert!(took > TIME / 2 && took < TIME, "{took:?}");
+}
+
+#[test]
+fn a_target_that_reads_miss_anyhow_is_told_and_the_rotation_ends_all_the_same() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 3000);
+    let throttle = Throttle::unlimited().with_foreground_p99(Duration::from_micros(1)).unwrap();
+    store.keys().set_throttle(throttle).unwrap();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        /// Also when an assertion ends the scope.
+        struct Ends<'a>(&'a AtomicBool);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _ends = Ends(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                org.get("n00007").unwrap();
+            }
+        });
+        let told = until(&rotation, |p| p.warning.is_some() || p.fraction() == Some(1.0));
+        assert!(told.warning.as_ref().is_some_and(|w| w.contains("slowest")), "{told}");
+        store.keys().set_throttle(Throttle::unlimited()).unwrap();
+        rotation.ended();
+    });
+    check_filled(&org, 3000);
+}
