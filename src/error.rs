@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use crate::id::{Fingerprint, KeyVersion};
 
+mod backup;
 mod import;
 
+pub use backup::BackupError;
 pub use import::ImportError;
 
 /// Result of every call of this crate.
@@ -121,6 +123,9 @@ pub enum Error {
     /// A sealed key, or the token for it, was refused.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A backup was refused, or could not be made.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// The requested change does not fit the state that the org's keys are in.
     #[error("org \"{org}\": {why}; nothing was changed")]
     KeyConflict {
@@ -413,7 +418,7 @@ impl Error {
                 | Self::StorageDamaged { .. }
                 | Self::CertificateInvalid { .. }
                 | Self::AuditBroken { .. }
-        )
+        ) || matches!(self, Self::Backup(why) if why.is_damage())
     }
 
     /// A key exists but may not be used now.

@@ -10,7 +10,7 @@
 pub use enabled::*;
 
 /// All lists.
-pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, OPENING];
+pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, RESTORE, OPENING];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
 pub const OPENING: &[&str] = &["open.discarded", "open.marked", "open.paid"];
@@ -25,6 +25,15 @@ pub const RESIDUE: &[&str] = &[
     "residue.switched",
     "residue.overwritten",
     "residue.removed",
+];
+
+/// The points that a restore passes besides those.
+pub const RESTORE: &[&str] = &[
+    "restore.begun",
+    "restore.written",
+    "restore.synced",
+    "restore.finished",
+    "restore.discarded",
 ];
 
 /// The points of a rotation, in the order in which a key's life passes them.

@@ -13,13 +13,17 @@ use std::sync::{Arc, PoisonError};
 mod sync {
     //! The lock, which loom can replace: crossbeam has no `ShardedLock` under loom.
     #[cfg(not(loom))]
-    pub(super) use crossbeam::sync::{ShardedLock as Lock, ShardedLockReadGuard as ReadGuard};
+    pub(super) use crossbeam::sync::{
+        ShardedLock as Lock, ShardedLockReadGuard as ReadGuard, ShardedLockWriteGuard as WriteGuard,
+    };
     #[cfg(loom)]
-    pub(super) use loom::sync::{Mutex, RwLock as Lock, RwLockReadGuard as ReadGuard};
+    pub(super) use loom::sync::{
+        Mutex, RwLock as Lock, RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard,
+    };
     #[cfg(not(loom))]
     pub(super) use std::sync::Mutex;
 }
-use sync::{Lock, Mutex, ReadGuard};
+use sync::{Lock, Mutex, ReadGuard, WriteGuard};
 
 /// Gives out snapshots of `T`.
 pub(crate) struct Gate<T> {
@@ -43,6 +47,13 @@ impl<T> Deref for Entered<'_, T> {
     fn deref(&self) -> &T {
         &self.0
     }
+}
+
+/// No writer is inside, and none enters before this is dropped.
+#[cfg_attr(not(feature = "backup"), allow(dead_code))]
+#[must_use = "writers enter as soon as it is dropped"]
+pub(crate) struct Held<'a, T> {
+    _alone: WriteGuard<'a, Arc<T>>,
 }
 
 /// Proof that no writer is inside who entered before this snapshot was current.
@@ -122,6 +133,12 @@ impl<T> Gate<T> {
         *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         Drained(next)
+    }
+
+    /// Waits until every writer inside has left, and keeps all others out.
+    #[cfg_attr(not(feature = "backup"), allow(dead_code))]
+    pub(crate) fn hold(&self) -> Held<'_, T> {
+        Held { _alone: self.writers.write().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 

@@ -98,6 +98,26 @@ impl TokenId {
     }
 }
 
+/// Random identity of a backup: 128 bits, printed as hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackupId(#[serde(with = "hex_array")] [u8; 16]);
+
+impl BackupId {
+    #[cfg_attr(not(feature = "backup"), allow(dead_code))]
+    pub(crate) const LEN: usize = 16;
+
+    #[cfg_attr(not(feature = "backup"), allow(dead_code))]
+    pub(crate) const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
 macro_rules! hex_display {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -112,7 +132,7 @@ macro_rules! hex_display {
         }
     )*};
 }
-hex_display!(OrgId, Fingerprint, TokenId);
+hex_display!(OrgId, Fingerprint, TokenId, BackupId);
 
 /// Where key material came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

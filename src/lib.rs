@@ -28,6 +28,8 @@
 
 mod admin;
 mod audit;
+#[cfg(feature = "backup")]
+mod backup;
 mod engine;
 mod envelope;
 mod error;
@@ -52,10 +54,12 @@ mod store;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
+#[cfg(feature = "backup")]
+pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
 pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
-pub use error::{Error, ImportError, KeyMaterialError, Result};
-pub use id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite, TokenId};
+pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};
+pub use id::{BackupId, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite, TokenId};
 #[cfg(feature = "import")]
 pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
@@ -64,4 +68,6 @@ pub use material::KeyMaterial;
 pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, Record, Scan, Swap};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};
+#[cfg(feature = "backup")]
+pub use store::{Backup, Restore, Restored, RestoredOrg};
 pub use store::{Options, Store};

@@ -173,9 +173,9 @@ impl Org {
             let envelope = new.map(|new| self.engine.seal(&keys, name, new)).transpose()?;
             let old = stored.as_deref();
             if self.engine.storage.compare_and_swap(Space::Records, &key, old, envelope)? {
+                self.state.watchers.changed(name);
                 drop(keys);
                 self.engine.written();
-                self.state.watchers.changed(name);
                 self.sync_if_durable()?;
                 return Ok(Swap::Swapped);
             }

@@ -1,5 +1,10 @@
 //! The store: opening, closing, and the threads that work behind it.
 
+#[cfg(feature = "backup")]
+mod backup;
+#[cfg(feature = "backup")]
+mod restore;
+
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -16,10 +21,17 @@ use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::keyring::OrgPolicy;
 use crate::keyring::root::RootKey;
+#[cfg(feature = "backup")]
+use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
 use crate::rotation::{Phase, Rotations, Throttle, WorkerThread};
 use crate::storage::SledOptions;
+
+#[cfg(feature = "backup")]
+pub use backup::Backup;
+#[cfg(feature = "backup")]
+pub use restore::{Restore, Restored, RestoredOrg};
 
 /// How a store is opened.
 ///
@@ -202,7 +214,7 @@ impl Store {
     #[must_use]
     pub fn orgs(&self) -> Vec<OrgStatus> {
         let mut orgs: Vec<_> = self.engine.with_keyring(|keyring| {
-            keyring.orgs.iter().filter(|org| org.erasure.is_none()).map(status).collect()
+            keyring.orgs.iter().filter(|org| org.is_seen()).map(status).collect()
         });
         orgs.sort_by(|a: &OrgStatus, b| a.name.cmp(&b.name));
         orgs
@@ -265,6 +277,47 @@ impl Store {
     /// [`Error::ResidueBusy`], [`Error::DiskFull`]; disk errors of the machine. Nothing is lost.
     pub fn erase_residue(&self) -> Result<ResidueErased> {
         self.engine.erase_residue()
+    }
+
+    /// A backup, sealed under `key`: of all orgs, or of one. It shows one moment between the call
+    /// and its return: every write that had returned before that moment is in it, none that began
+    /// later, and no batch in part. Streamed; the store works on meanwhile.
+    ///
+    /// A backup holds names and values, policies, and which key versions each org had, but no key
+    /// of any org: who has the backup key can read all of it, whatever becomes of the orgs' keys
+    /// later. Keep that key as you keep root keys, elsewhere than the backups. It must be new
+    /// random bytes, and may seal many backups.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let root = || KeyMaterial::generate().map(RootKey::from_material);
+    /// let store = Store::open(dir.path().join("data"), root()?)?;
+    /// store.create_org("acme", OrgPolicy::byok())?.put("token", "s3cret")?;
+    /// let key = KeyMaterial::generate()?;
+    /// let file = std::fs::File::create_new(dir.path().join("backup"))?;
+    /// let made = store.backup(&key).write_to(&file)?;
+    /// assert!(made.is_complete());
+    /// file.sync_all()?;
+    ///
+    /// let mut file = std::fs::File::open(dir.path().join("backup"))?;
+    /// let other = Store::open(dir.path().join("other"), root()?)?;
+    /// let restored = other.restore(&key).read_from(&mut file)?;
+    /// assert_eq!((restored.orgs[0].records, restored.orgs[0].key.get()), (1, 2));
+    /// assert_eq!(other.org("acme")?.get("token")?.as_deref(), Some(&b"s3cret"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "backup")]
+    pub fn backup<'a>(&'a self, key: &'a KeyMaterial) -> Backup<'a> {
+        Backup::new(&self.engine, key)
+    }
+
+    /// Restores orgs from a backup that was sealed under `key`: each under its name, with a new
+    /// id, sealed anew under a new platform key (or one that it brings). What the backup says of
+    /// their keys comes along: no material of theirs is taken and no version number issued again.
+    #[cfg(feature = "backup")]
+    pub fn restore<'a>(&'a self, key: &'a KeyMaterial) -> Restore<'a> {
+        Restore::new(&self.engine, &self.rotations, key)
     }
 
     /// Identity of the store, as its certificates name it.

@@ -22,6 +22,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("audit", 3),
     ("engine", 4),
     ("gate", 4),
+    ("backup", 5),
     ("rotation", 5),
     ("org", 6),
     ("admin", 6),

@@ -13,7 +13,7 @@ pub use certificate::{Certificate, CertificateKind};
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
-use crate::id::{Due, Fingerprint, KeyVersion, OrgId, Suite, TokenId, hex_array};
+use crate::id::{BackupId, Due, Fingerprint, KeyVersion, OrgId, Suite, TokenId, hex_array};
 use crate::material::KeyMaterial;
 use crate::sealed;
 
@@ -84,6 +84,31 @@ pub enum AuditEvent {
         /// What was behind.
         what: String,
     },
+    /// A backup was made. The fingerprint is its key's.
+    BackupMade {
+        /// The backup.
+        backup: BackupId,
+        /// Whether all orgs were asked for.
+        whole_store: bool,
+        /// Name and id of each org in it.
+        orgs: Vec<(String, OrgId)>,
+        /// Orgs that were suspended and so are not in it.
+        left_out: u64,
+        /// Records of the others that did not open and so are not in it.
+        unreadable: u64,
+    },
+    /// An org is being restored from a backup, under a new key, seen by nobody.
+    RestoreBegun {
+        /// The backup.
+        backup: BackupId,
+    },
+    /// An org was restored, whole.
+    OrgRestored {
+        /// The backup.
+        backup: BackupId,
+    },
+    /// A restore failed or was cut off: what it had written cannot be read and is deleted.
+    RestoreDiscarded,
     /// An import token was made: a key may come in under it.
     ImportTokenMade {
         /// The token.
@@ -156,6 +181,19 @@ impl fmt::Display for AuditEntry {
             AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,
             AuditEvent::RootKeyChanged => f.write_str("root key changed")?,
             AuditEvent::RollbackAccepted { what } => write!(f, "rollback accepted ({what})")?,
+            AuditEvent::BackupMade { backup, whole_store, orgs, left_out, unreadable } => {
+                write!(f, "backup {backup} made, ")?;
+                match (orgs.as_slice(), whole_store) {
+                    ([(org, _)], false) => write!(f, "of org {org}")?,
+                    (orgs, _) => write!(f, "of {} orgs", orgs.len())?,
+                }
+                if (*left_out, *unreadable) != (0, 0) {
+                    write!(f, ", without {left_out} orgs and {unreadable} records")?;
+                }
+            }
+            AuditEvent::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun")?,
+            AuditEvent::OrgRestored { backup } => write!(f, "org restored from backup {backup}")?,
+            AuditEvent::RestoreDiscarded => f.write_str("unfinished restore discarded")?,
             AuditEvent::ImportTokenMade { token, expires_unix_ms } => {
                 write!(f, "import token {token} made, until {}", rfc3339(*expires_unix_ms))?;
             }

@@ -8,6 +8,9 @@ mod latency;
 mod opening;
 mod orgs;
 mod residue;
+mod restore;
+#[cfg(feature = "backup")]
+mod standstill;
 mod usage;
 mod watch;
 
@@ -32,6 +35,8 @@ use latency::Latency;
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
+#[cfg(feature = "backup")]
+pub(crate) use restore::Provenance;
 pub(crate) use watch::Watchers;
 pub use watch::{Change, Watch};
 
@@ -158,9 +163,10 @@ impl Engine {
         let envelope = value.map(|value| self.seal(&keys, name, value)).transpose()?;
         failpoint::reach("put.sealed", &org.name);
         self.storage.put(Space::Records, &key, envelope)?;
+        // Inside the gate: at a standstill every write that returned has told the watches.
+        org.watchers.changed(name);
         drop(keys);
         self.written();
-        org.watchers.changed(name);
         Ok(())
     }
 }

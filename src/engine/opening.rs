@@ -86,7 +86,7 @@ impl Engine {
         let orgs = keyring
             .orgs
             .iter()
-            .filter(|entry| entry.erasure.is_none())
+            .filter(|entry| entry.is_seen())
             .map(|entry| (entry.name.clone(), Arc::new(OrgState::new(entry))))
             .collect::<HashMap<_, _>>();
         let engine = Self {
@@ -121,6 +121,7 @@ impl Engine {
                 Ok(())
             })?;
         }
+        engine.discard_unfinished_restores()?;
         if let Err(error) = engine.expire_tokens(now_unix_ms()) {
             tracing::warn!(%error, "expired import tokens are still there, trying again");
         }

@@ -119,6 +119,14 @@ impl Watch {
         self.next_change(Instant::now().checked_add(timeout))
     }
 
+    /// What has changed so far, without waiting and without its value.
+    #[cfg(feature = "backup")]
+    pub(crate) fn take_names(&self) -> Vec<Arc<[u8]>> {
+        let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.clear();
+        std::mem::take(&mut state.names).into()
+    }
+
     fn next_change(&self, until: Option<Instant>) -> Result<Option<Change>> {
         let Some(name) = self.next_name(until) else { return Ok(None) };
         let value = self.engine.read(&self.org, &name)?;

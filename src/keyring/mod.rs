@@ -1,5 +1,7 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
+#[cfg(feature = "backup")]
+mod restore;
 pub(crate) mod root;
 mod rules;
 mod tokens;
@@ -10,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
+#[cfg(feature = "backup")]
+pub(crate) use restore::{Newcomer, OrgHistory};
 pub use rules::{OrgPolicy, RetirePolicy};
 #[cfg(feature = "import")]
 pub(crate) use tokens::LiveToken;
@@ -40,6 +44,10 @@ pub(crate) struct Keyring {
     pub(crate) orgs: Vec<OrgEntry>,
     /// Under which keys may come in sealed.
     pub(crate) tokens: Tokens,
+    /// Keys that backups were sealed under, so that none becomes an org's.
+    pub(crate) backup_keys: Vec<Fingerprint>,
+    /// Keys that other stores knew when the backups were made that were restored here.
+    pub(crate) foreign: Vec<Fingerprint>,
 }
 
 /// A write to the database's system space that the keyring owes.
@@ -65,6 +73,10 @@ pub(crate) struct OrgEntry {
     /// Erased orgs stay for ever, so that neither their id nor their keys come again; their
     /// name is free.
     pub(crate) erasure: Option<Erasure>,
+    /// Restored orgs: which orgs it was before, each restored from a backup of the one before.
+    pub(crate) ancestors: Vec<OrgId>,
+    /// It comes from a backup and is not whole yet: nobody may see it.
+    pub(crate) is_restoring: bool,
 }
 
 /// How far the erasure of an org has got.
@@ -120,6 +132,8 @@ impl Keyring {
             roots: vec![root],
             orgs: Vec::new(),
             tokens: Tokens::default(),
+            backup_keys: Vec::new(),
+            foreign: Vec::new(),
         })
     }
 
@@ -141,6 +155,7 @@ impl Keyring {
             name: org.name.clone(),
             policy: org.policy.clone(),
             versions: versions(org),
+            ancestors: org.ancestors.clone(),
             ..*org
         };
         Self {
@@ -149,15 +164,22 @@ impl Keyring {
             roots: self.roots.clone(),
             orgs: self.orgs.iter().map(copy).collect(),
             tokens: self.tokens.duplicate(),
+            backup_keys: self.backup_keys.clone(),
+            foreign: self.foreign.clone(),
             ..*self
         }
     }
 
-    /// By name, as users know orgs; an erased one is unknown.
+    /// By name, as users know orgs; one that is erased or not whole yet is unknown.
     pub(crate) fn org(&self, name: &str) -> Result<&OrgEntry> {
         let unknown = || Error::OrgUnknown { org: name.to_owned() };
-        let mut named = self.orgs.iter().filter(|org| org.erasure.is_none());
+        let mut named = self.orgs.iter().filter(|org| org.is_seen());
         named.find(|org| org.name == name).ok_or_else(unknown)
+    }
+
+    /// Also by an org that is not whole yet.
+    fn is_taken(&self, name: &str) -> bool {
+        self.orgs.iter().any(|org| org.erasure.is_none() && org.name == name)
     }
 
     /// By id, erased or not.
@@ -190,6 +212,11 @@ impl Keyring {
         Ok(destroyed)
     }
 
+    /// A restored org is whole, or given up: it is one like any other.
+    pub(crate) fn end_restore(&mut self, id: OrgId) {
+        self.orgs.iter_mut().filter(|org| org.id == id).for_each(|org| org.is_restoring = false);
+    }
+
     /// Adds an org under its first platform key.
     pub(crate) fn create_org(
         &mut self,
@@ -202,7 +229,7 @@ impl Keyring {
         if let Some(why) = rules::name_fault(name) {
             return Err(Error::InvalidOrgName { why });
         }
-        if self.org(name).is_ok() || self.entry(id).is_some() {
+        if self.is_taken(name) || self.entry(id).is_some() {
             return Err(Error::OrgExists { org: name.to_owned() });
         }
         let fingerprint = material.fingerprint();
@@ -219,6 +246,8 @@ impl Keyring {
             created: now,
             versions: vec![first],
             erasure: None,
+            ancestors: Vec::new(),
+            is_restoring: false,
         });
         Ok(fingerprint)
     }
@@ -248,11 +277,13 @@ impl Keyring {
         Ok(Installed { from, to, fingerprint })
     }
 
-    /// Insert-only: no material that any org has or had, nor a root key, by fingerprint.
+    /// Insert-only: no material that any org has or had, here or where a backup came from, nor
+    /// a root key or the key of a backup, by fingerprint.
     pub(crate) fn refuse_reuse(&self, fingerprint: Fingerprint) -> Result<()> {
         let mut all = self.orgs.iter().flat_map(|org| &org.versions);
         let taken = all.any(|version| version.fingerprint == fingerprint);
-        if taken || self.roots.contains(&fingerprint) {
+        let lists = [&self.roots, &self.backup_keys, &self.foreign];
+        if taken || lists.iter().any(|list| list.contains(&fingerprint)) {
             return Err(Error::KeyReused { fingerprint });
         }
         Ok(())
@@ -269,6 +300,11 @@ impl OrgEntry {
 
     pub(crate) fn version(&self, version: KeyVersion) -> Option<&VersionEntry> {
         self.versions.iter().find(|entry| entry.version == version)
+    }
+
+    /// Whether it can be had by name.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.erasure.is_none() && !self.is_restoring
     }
 
     /// Versions that still may have records and are not the newest.

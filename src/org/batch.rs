@@ -69,11 +69,11 @@ impl Batch {
             Ok(Write { key: state.key(name), value })
         });
         engine.storage.apply(Space::Records, sealed.collect::<Result<_>>()?)?;
-        drop(keys);
-        engine.written();
         for (name, _) in &self.writes {
             state.watchers.changed(name);
         }
+        drop(keys);
+        engine.written();
         self.org.sync_if_durable()
     }
 }

@@ -1,0 +1,334 @@
+//! Making a backup while the store works: a picture of one moment, without a copy in memory.
+//!
+//! 1. each org is watched: from now on the names of what is written are noted;
+//! 2. writers that did not see that have left; must come before 3, or the scan passes a record
+//!    that is then written without a note;
+//! 3. every record is read and sealed into the stream;
+//! 4. what was noted meanwhile is read again and added, until that is little;
+//! 5. all writers of all these orgs stand still while the last notes and what the keyring says of
+//!    the orgs are taken into memory: the moment that the backup shows. Of several entries of a
+//!    record the last counts;
+//! 6. they go on, and what was taken is sealed into the stream, with the contents at its end.
+//!
+//! Nobody who writes to the store ever waits for the backup to be written.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::audit::{AuditEvent, now_unix_ms};
+use crate::backup::{
+    BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
+};
+use crate::engine::{Engine, OrgState, Watch, printable};
+use crate::envelope::Value;
+use crate::error::{BackupError, Error, Result};
+use crate::id::OrgId;
+use crate::keyring::Keyring;
+use crate::material::KeyMaterial;
+use crate::org::Org;
+
+type Tell<'a> = dyn FnMut(&str, u64) + 'a;
+
+/// A backup that is to be made. From [`Store::backup`](crate::Store::backup).
+#[must_use = "nothing is written before `write_to`"]
+pub struct Backup<'a> {
+    engine: &'a Arc<Engine>,
+    key: &'a KeyMaterial,
+    only: Option<String>,
+    skip_unreadable: bool,
+    on_progress: Option<Box<Tell<'a>>>,
+}
+
+impl<'a> Backup<'a> {
+    pub(super) fn new(engine: &'a Arc<Engine>, key: &'a KeyMaterial) -> Self {
+        Self { engine, key, only: None, skip_unreadable: false, on_progress: None }
+    }
+
+    /// Of this org alone. Such a backup tells nothing of other orgs, not even that there are any.
+    pub fn only(mut self, org: &str) -> Self {
+        self.only = Some(org.to_owned());
+        self
+    }
+
+    /// Leaves records out that do not open, and names them in the contents. Without this, the
+    /// first one ends the backup with its error.
+    pub fn skip_unreadable(mut self) -> Self {
+        self.skip_unreadable = true;
+        self
+    }
+
+    /// Is told now and then which org is being read, and how many of its records are written.
+    pub fn on_progress(mut self, tell: impl FnMut(&str, u64) + 'a) -> Self {
+        self.on_progress = Some(Box::new(tell));
+        self
+    }
+
+    fn is_of(&self, org: &OrgState) -> bool {
+        self.only.as_deref().is_none_or(|only| *org.name == *only)
+    }
+
+    /// Writes the backup. What is written can be restored only if this returns `Ok`; whether it
+    /// is durable is up to `to`. Writes to the store go on, and never wait for `to`.
+    ///
+    /// # Errors
+    /// [`Error::KeyReused`] if the backup key is or was an org's key or a root key;
+    /// [`Error::OrgUnknown`]; [`Error::KeySuspended`] for the one org asked for, or for any that
+    /// is suspended while it is read; [`Error::OrgErased`] if one is erased meanwhile;
+    /// [`Error::RecordDamaged`], [`BackupError::Outrun`]; errors of `to`.
+    pub fn write_to(self, to: impl Write) -> Result<BackupContents> {
+        let head = Head::new(self.key)?;
+        if let Some(org) = &self.only {
+            self.engine.org(org)?;
+        }
+        self.engine.admit_backup_key(head.key)?;
+        let sealer = Sealer::new(to, self.key, head)?;
+        let (engine, key) = (self.engine, head.key);
+        let whole_store = self.only.is_none();
+        let making = Making {
+            plan: self,
+            sealer,
+            parts: Vec::new(),
+            known: HashSet::new(),
+            pending: Vec::new(),
+            left_out: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        let contents = making.run(head)?;
+        let orgs = contents.orgs.iter().map(|org| (org.name.clone(), org.id)).collect();
+        let left_out = contents.left_out.len() as u64;
+        let unreadable = contents.unreadable.len() as u64;
+        let event =
+            AuditEvent::BackupMade { backup: head.id, whole_store, orgs, left_out, unreadable };
+        engine.audit_backup(event, key)?;
+        tracing::info!(backup = %head.id, orgs = contents.orgs.len(), left_out, "backup made");
+        Ok(contents)
+    }
+}
+
+/// An org that is in the backup.
+struct Part {
+    org: Org,
+    watch: Watch,
+    entries: u64,
+    bytes: u64,
+}
+
+struct Making<'a, W> {
+    plan: Backup<'a>,
+    sealer: Sealer<W>,
+    parts: Vec<Part>,
+    /// Orgs that are in it or left out.
+    known: HashSet<OrgId>,
+    /// Noted names that are to be read again, by the place of their org.
+    pending: Vec<(usize, Arc<[u8]>)>,
+    left_out: Vec<LeftOutOrg>,
+    unreadable: Vec<UnreadableRecord>,
+}
+
+/// The end of a backup, taken at one moment.
+struct Last {
+    records: Vec<(usize, Arc<[u8]>, Option<Value>)>,
+    manifest: Manifest,
+}
+
+impl<W: Write> Making<'_, W> {
+    fn run(mut self, head: Head) -> Result<BackupContents> {
+        /// Names that may be left for the standstill.
+        const FEW: usize = 100;
+        const ROUNDS: usize = 50;
+
+        for round in 1..=ROUNDS {
+            self.take_up()?;
+            let reread = self.catch_up()?;
+            if reread > FEW && round < ROUNDS {
+                continue;
+            }
+            if let Some(last) = self.stand_still()? {
+                return self.end(head, last);
+            }
+        }
+        Err(BackupError::Outrun.into())
+    }
+
+    /// Watches and scans every org that is not in the backup yet.
+    fn take_up(&mut self) -> Result<()> {
+        for state in self.plan.engine.orgs() {
+            if !self.plan.is_of(&state) || !self.known.insert(state.id) {
+                continue;
+            }
+            match (withheld(self.plan.engine, &state), &self.plan.only) {
+                (None, _) => self.scan(state)?,
+                (Some(suspended), None) => {
+                    let (name, id) = (state.name.to_string(), state.id);
+                    self.left_out.push(LeftOutOrg { name, id, suspended });
+                }
+                (Some(version), Some(org)) => {
+                    return Err(Error::KeySuspended { org: org.clone(), version });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self, state: Arc<OrgState>) -> Result<()> {
+        let org = Org::new(Arc::clone(self.plan.engine), Arc::clone(&state));
+        let watch = org.watch("")?;
+        drop(state.gate.hold());
+        let records = org.scan("");
+        let part = self.parts.len();
+        self.parts.push(Part { org, watch, entries: 0, bytes: 0 });
+        if self.plan.skip_unreadable {
+            for name in records.names() {
+                let name = name?;
+                if let Some(value) = self.read(part, &name)? {
+                    self.put(part, &name, Some(&value))?;
+                }
+            }
+        } else {
+            for record in records {
+                let record = record?;
+                self.put(part, &record.name, Some(&record.value))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what was noted again. How many records that were.
+    fn catch_up(&mut self) -> Result<usize> {
+        self.collect_notes();
+        let pending = std::mem::take(&mut self.pending);
+        let count = pending.len();
+        for (part, name) in pending {
+            let value = self.read(part, &name)?;
+            self.put(part, &name, value.as_deref())?;
+        }
+        Ok(count)
+    }
+
+    /// `None` if too much is left, or an org came that is not in the backup yet.
+    fn stand_still(&mut self) -> Result<Option<Last>> {
+        /// Bytes of values that may be held in memory.
+        const MOST: usize = 64 << 20;
+
+        let engine = Arc::clone(self.plan.engine);
+        engine.at_standstill(self.plan.only.clone().as_deref(), |keyring, orgs| {
+            self.collect_notes();
+            if orgs.iter().any(|org| !self.known.contains(&org.id)) {
+                return Ok(None);
+            }
+            let mut bytes = 0;
+            let mut records = Vec::with_capacity(self.pending.len());
+            for (part, name) in self.pending.clone() {
+                let value = self.read(part, &name)?;
+                bytes += name.len() + value.as_deref().map_or(0, <[u8]>::len);
+                if bytes > MOST {
+                    return Ok(None);
+                }
+                records.push((part, name, value));
+            }
+            Ok(Some(Last { records, manifest: self.manifest(keyring)? }))
+        })
+    }
+
+    fn end(mut self, head: Head, last: Last) -> Result<BackupContents> {
+        let Last { records, mut manifest } = last;
+        for (part, name, value) in records {
+            self.put(part, &name, value.as_deref())?;
+        }
+        for (said, part) in manifest.orgs.iter_mut().zip(&self.parts) {
+            (said.entries, said.bytes) = (part.entries, part.bytes);
+        }
+        manifest.unreadable = self.unreadable;
+        self.sealer.end(&manifest)?;
+        Ok(BackupContents::new(head, &manifest))
+    }
+
+    /// What the keyring says at this moment; the counts come later.
+    fn manifest(&self, keyring: &Keyring) -> Result<Manifest> {
+        let part = |part: &Part| {
+            let erased = |_| Error::OrgErased { org: part.org.name().to_owned() };
+            let history = keyring.history(part.org.name()).map_err(erased)?;
+            if history.id != part.org.id() {
+                return Err(erased(Error::Closed));
+            }
+            Ok(OrgPart { history, entries: 0, bytes: 0 })
+        };
+        let orgs = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+        let is_whole = self.plan.only.is_none();
+        let ids: HashSet<OrgId> = orgs.iter().map(|part| part.history.id).collect();
+        Ok(Manifest {
+            store: keyring.store,
+            at: now_unix_ms(),
+            is_whole,
+            orgs,
+            left_out: self.left_out.clone(),
+            unreadable: Vec::new(),
+            other_keys: if is_whole { keyring.other_keys(&ids) } else { Vec::new() },
+            backup_keys: if is_whole { keyring.backup_keys.clone() } else { Vec::new() },
+        })
+    }
+
+    fn collect_notes(&mut self) {
+        for (index, part) in self.parts.iter().enumerate() {
+            self.pending.extend(part.watch.take_names().into_iter().map(|name| (index, name)));
+        }
+    }
+
+    fn put(&mut self, part: usize, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        const BETWEEN: u64 = 256;
+
+        self.sealer.record(part, name, value)?;
+        let part = &mut self.parts[part];
+        part.entries += 1;
+        part.bytes += value.map_or(0, <[u8]>::len) as u64;
+        if part.entries.is_multiple_of(BETWEEN)
+            && let Some(tell) = &mut self.plan.on_progress
+        {
+            tell(part.org.name(), part.entries);
+        }
+        Ok(())
+    }
+
+    /// The record's value now; `None` if there is none that opens and that may be.
+    fn read(&mut self, part: usize, name: &[u8]) -> Result<Option<Value>> {
+        match self.parts[part].org.get(name) {
+            Err(error) if self.may_skip(&error) => {
+                self.skip(part, name, &error);
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    fn may_skip(&self, error: &Error) -> bool {
+        self.plan.skip_unreadable
+            && matches!(error, Error::RecordDamaged { .. } | Error::KeyRetired { .. })
+    }
+
+    fn skip(&mut self, part: usize, name: &[u8], error: &Error) {
+        const MOST: usize = 1000;
+
+        let org = self.parts[part].org.name().to_owned();
+        let (name, why) = (printable(name), error.to_string());
+        let known = |seen: &UnreadableRecord| seen.org == org && seen.name == name;
+        if self.unreadable.len() < MOST && !self.unreadable.iter().any(known) {
+            self.unreadable.push(UnreadableRecord { org, name, why });
+        }
+    }
+}
+
+fn withheld(engine: &Engine, org: &OrgState) -> Option<crate::id::KeyVersion> {
+    engine.with_keyring(|keyring| keyring.entry(org.id)?.withheld())
+}
+
+impl fmt::Debug for Backup<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backup")
+            .field("key", &self.key.fingerprint())
+            .field("only", &self.only)
+            .field("skip_unreadable", &self.skip_unreadable)
+            .finish_non_exhaustive()
+    }
+}

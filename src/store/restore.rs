@@ -1,0 +1,286 @@
+//! Restoring a backup: first the whole of it is checked, then its records are sealed anew under
+//! keys of their own, in orgs that nobody sees before they are whole.
+
+use std::fmt;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::backup::{BackupContents, Entry, Head, Manifest, Opener, check};
+use crate::engine::{Engine, OrgState, Provenance};
+use crate::error::{BackupError, Error, Result};
+use crate::failpoint;
+use crate::id::{Fingerprint, KeyVersion, OrgId, Origin};
+use crate::keyring::{OrgEntry, OrgHistory};
+use crate::material::KeyMaterial;
+use crate::org::{Batch, Org};
+use crate::rotation::Rotations;
+
+/// A backup that is to be restored. From [`Store::restore`](crate::Store::restore).
+#[must_use = "nothing is restored before `read_from`"]
+pub struct Restore<'a> {
+    engine: &'a Arc<Engine>,
+    rotations: &'a Arc<Rotations>,
+    key: &'a KeyMaterial,
+    only: Option<String>,
+    keys: Vec<(String, KeyMaterial)>,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Restored {
+    /// What the backup holds.
+    pub backup: BackupContents,
+    /// The orgs that were restored.
+    pub orgs: Vec<RestoredOrg>,
+}
+
+/// An org that was restored.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RestoredOrg {
+    /// Name, as it was.
+    pub name: String,
+    /// Id, a new one.
+    pub id: OrgId,
+    /// The id that it had where the backup was made.
+    pub was_id: OrgId,
+    /// The key that its records are under now: higher than any that it ever had.
+    pub key: KeyVersion,
+    /// Who made that key.
+    pub origin: Origin,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Who had made the key that sealed when the backup was made.
+    pub was_origin: Origin,
+    /// Records that it has now.
+    pub records: u64,
+}
+
+impl<'a> Restore<'a> {
+    pub(super) fn new(
+        engine: &'a Arc<Engine>,
+        rotations: &'a Arc<Rotations>,
+        key: &'a KeyMaterial,
+    ) -> Self {
+        Self { engine, rotations, key, only: None, keys: Vec::new() }
+    }
+
+    /// This org alone.
+    pub fn only(mut self, org: &str) -> Self {
+        self.only = Some(org.to_owned());
+        self
+    }
+
+    /// Puts the records of `org` directly under a key that it brings, instead of a new platform
+    /// key: new random bytes, never used before in any store that the backup knows of.
+    pub fn with_key(mut self, org: &str, material: KeyMaterial) -> Self {
+        self.keys.retain(|(other, _)| other != org);
+        self.keys.push((org.to_owned(), material));
+        self
+    }
+
+    /// Restores what is between the place where `from` stands and its end. It is read twice:
+    /// once to check every byte of it, before anything is written, and once to write.
+    ///
+    /// All orgs appear together, when all of their records are durable. If this fails or the
+    /// process is killed before, none of them is ever seen, their keys are destroyed, and what
+    /// was written of them is deleted in the background: now or from the next open on.
+    ///
+    /// # Errors
+    /// [`Error::Backup`] with what is wrong with the backup; [`Error::OrgExists`] if the store
+    /// has an org of the same name; [`Error::KeyReused`], [`Error::NotEntitled`] for a key that
+    /// an org brings; disk errors of the machine.
+    pub fn read_from(mut self, mut from: impl Read + Seek) -> Result<Restored> {
+        self.engine.check_writable()?;
+        let start = from.stream_position().map_err(reading)?;
+        let (head, manifest) = check(self.key, &mut from)?;
+        let chosen = self.choose(&manifest)?;
+        let states = self.begin(head, &manifest, &chosen)?;
+        let written = from
+            .seek(SeekFrom::Start(start))
+            .map_err(reading)
+            .and_then(|_| self.write((head, &manifest), &chosen, &states, from))
+            .and_then(|orgs| {
+                self.engine.finish_restore(head.id, &states)?;
+                Ok(orgs)
+            });
+        match written {
+            Ok(orgs) => {
+                tracing::info!(backup = %head.id, orgs = orgs.len(), "backup restored");
+                Ok(Restored { backup: BackupContents::new(head, &manifest), orgs })
+            }
+            Err(error) => Err(self.give_up(&states, error)),
+        }
+    }
+
+    /// The places of the orgs to restore, in the manifest.
+    fn choose(&self, manifest: &Manifest) -> Result<Vec<usize>> {
+        let missing = |org: &String| Error::from(BackupError::OrgMissing { org: org.clone() });
+        let place = |org: &String| manifest.orgs.iter().position(|p| p.history.name == *org);
+        for (org, _) in &self.keys {
+            if place(org).is_none() || self.only.as_ref().is_some_and(|only| only != org) {
+                return Err(missing(org));
+            }
+        }
+        match &self.only {
+            Some(org) => Ok(vec![place(org).ok_or_else(|| missing(org))?]),
+            None => Ok((0..manifest.orgs.len()).collect()),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        head: Head,
+        manifest: &Manifest,
+        chosen: &[usize],
+    ) -> Result<Vec<Arc<OrgState>>> {
+        let others = (0..manifest.orgs.len()).filter(|place| !chosen.contains(place));
+        let others = others.flat_map(|place| manifest.orgs[place].history.fingerprints());
+        let foreign: Vec<_> = others.chain(manifest.other_keys.iter().copied()).collect();
+        let provenance = Provenance {
+            backup: head.id,
+            key: head.key,
+            foreign: &foreign,
+            backup_keys: &manifest.backup_keys,
+        };
+        let orgs = chosen.iter().map(|&place| {
+            let history = &manifest.orgs[place].history;
+            let key = self.keys.iter().position(|(org, _)| *org == history.name);
+            (history, key.map(|at| self.keys.swap_remove(at).1))
+        });
+        let orgs = orgs.collect();
+        self.engine.begin_restore(&provenance, orgs)
+    }
+
+    fn write(
+        &self,
+        (head, manifest): (Head, &Manifest),
+        chosen: &[usize],
+        states: &[Arc<OrgState>],
+        from: impl Read,
+    ) -> Result<Vec<RestoredOrg>> {
+        let mut writers: Vec<Option<Writer>> = Vec::new();
+        writers.resize_with(manifest.orgs.len(), || None);
+        for (&place, state) in chosen.iter().zip(states) {
+            let org = Org::new(Arc::clone(self.engine), Arc::clone(state));
+            writers[place] = Some(Writer::new(org));
+        }
+        let mut opener = Opener::new(from, self.key).map_err(changed)?;
+        if opener.head() != head {
+            return Err(BackupError::Changed.into());
+        }
+        loop {
+            match opener.entry().map_err(changed)? {
+                Entry::Put { org, name, value } => {
+                    if let Some(Some(writer)) = writers.get_mut(org) {
+                        writer.put(&name, Some(&value))?;
+                    }
+                }
+                Entry::Delete { org, name } => {
+                    if let Some(Some(writer)) = writers.get_mut(org) {
+                        writer.put(&name, None)?;
+                    }
+                }
+                Entry::End(again) if *again == *manifest => break,
+                Entry::End(_) => return Err(BackupError::Changed.into()),
+            }
+        }
+        let written = chosen.iter().zip(writers.into_iter().flatten());
+        written.map(|(&place, writer)| writer.finish(&manifest.orgs[place].history)).collect()
+    }
+
+    /// Destroys the keys of what was begun, and has the rest deleted.
+    fn give_up(&self, states: &[Arc<OrgState>], error: Error) -> Error {
+        tracing::warn!(%error, "a restore failed; what it wrote is erased");
+        match self.engine.abandon_restore(states) {
+            Ok(()) => states.iter().for_each(|org| self.rotations.erase(org)),
+            Err(error) => tracing::warn!(%error, "it is erased at the next open"),
+        }
+        error
+    }
+}
+
+/// Once the whole backup was checked, what does not open is no longer what it was.
+fn changed(error: Error) -> Error {
+    match error {
+        Error::Backup(_) => BackupError::Changed.into(),
+        other => other,
+    }
+}
+
+fn reading(error: std::io::Error) -> Error {
+    Error::io("reading the backup", error)
+}
+
+/// Writes the records of one org in batches.
+struct Writer {
+    org: Org,
+    batch: Batch,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Writer {
+    fn new(org: Org) -> Self {
+        Self { batch: org.batch(), org, entries: 0, bytes: 0 }
+    }
+
+    fn put(&mut self, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        const ENTRIES: usize = 1000;
+        const BYTES: usize = 4 << 20;
+
+        let batch = std::mem::replace(&mut self.batch, self.org.batch());
+        self.batch = match value {
+            Some(value) => batch.put(name, value),
+            None => batch.delete(name),
+        };
+        self.entries += 1;
+        self.bytes += name.len() + value.map_or(0, <[u8]>::len);
+        if self.entries >= ENTRIES || self.bytes >= BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        std::mem::replace(&mut self.batch, self.org.batch()).commit()?;
+        (self.entries, self.bytes) = (0, 0);
+        failpoint::reach("restore.written", self.org.name());
+        Ok(())
+    }
+
+    fn finish(mut self, history: &OrgHistory) -> Result<RestoredOrg> {
+        self.flush()?;
+        let keys = self.org.state.gate.snapshot();
+        let (fingerprint, origin) = self
+            .org
+            .engine
+            .with_keyring(|keyring| {
+                let newest = keyring.entry(self.org.id()).map(OrgEntry::newest);
+                newest.map(|key| (key.fingerprint, key.origin))
+            })
+            .ok_or_else(|| Error::OrgUnknown { org: history.name.clone() })?;
+        Ok(RestoredOrg {
+            name: history.name.clone(),
+            id: self.org.id(),
+            was_id: history.id,
+            key: keys.active,
+            origin,
+            fingerprint,
+            was_origin: history.versions.last().map_or(Origin::Platform, |v| v.origin),
+            records: self.org.count()?,
+        })
+    }
+}
+
+impl fmt::Debug for Restore<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restore")
+            .field("key", &self.key.fingerprint())
+            .field("only", &self.only)
+            .finish_non_exhaustive()
+    }
+}

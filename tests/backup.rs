@@ -1,0 +1,687 @@
+//! Backups: a picture of one moment, sealed, and what a restore makes of it or refuses.
+
+#![cfg(feature = "backup")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use byokv::{
+    AuditEvent, BackupContents, BackupError, CertificateKind, Error, KeyMaterial, KeyState,
+    Options, OrgPolicy, Origin, Restored, RootKey, Store, Suite, failpoint,
+};
+use common::{Ended, Place, check_filled, filled, key_text, material};
+
+fn backup(store: &Store, key: &KeyMaterial) -> Vec<u8> {
+    let mut file = Vec::new();
+    store.backup(key).write_to(&mut file).unwrap();
+    file
+}
+
+fn restore(store: &Store, key: &KeyMaterial, file: &[u8]) -> byokv::Result<Restored> {
+    store.restore(key).read_from(Cursor::new(file))
+}
+
+fn new_key() -> KeyMaterial {
+    material(&key_text())
+}
+
+fn all(org: &byokv::Org) -> Vec<(Vec<u8>, Vec<u8>)> {
+    org.scan("").map(|record| record.map(|r| (r.name, r.value.to_vec())).unwrap()).collect()
+}
+
+#[test]
+fn orgs_come_back_under_new_keys_with_their_names_policies_and_history() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 300);
+    acme.put("large", vec![7; 5 << 20]).unwrap();
+    acme.put([0xff, 0, 0xfe], b"").unwrap();
+    let policy = OrgPolicy::platform_only().with_suite(Suite::XChaCha20Poly1305);
+    let umbra = store.create_org("umbra", policy.clone()).unwrap();
+    umbra.put("n", "v").unwrap();
+    store.create_org("empty", OrgPolicy::byok()).unwrap();
+    let customers = key_text();
+    store.keys().provision("acme", material(&customers)).unwrap().ended();
+    let (before, records) = (store.orgs(), all(&acme));
+    let key = new_key();
+    let mut file = Vec::new();
+    let contents = store.backup(&key).write_to(&mut file).unwrap();
+    assert_eq!(BackupContents::read(&key, &file[..]).unwrap(), contents);
+    assert!(contents.is_complete() && contents.whole_store);
+    assert_eq!((contents.store, contents.key), (store.id(), key.fingerprint()));
+    let entries: Vec<_> = contents.orgs.iter().map(|org| (&org.name[..], org.entries)).collect();
+    assert_eq!(entries, [("acme", 302), ("empty", 0), ("umbra", 1)]);
+    let other = Place::new();
+    let copy = other.open();
+    let there = filled(&copy, "there", 10);
+    let restored = restore(&copy, &key, &file).unwrap();
+    let check = |copy: &Store| {
+        for was in &before {
+            let now = copy.keys().status(&was.name).unwrap();
+            assert_ne!(now.id, was.id);
+            assert_eq!((&now.policy, now.suite), (&was.policy, was.suite));
+            let (newest, past) = now.versions.split_last().unwrap();
+            assert_eq!((newest.state, newest.origin), (KeyState::Active, Origin::Platform));
+            assert_eq!(newest.version.get() as usize, was.versions.len() + 1);
+            for (now, was) in past.iter().zip(&was.versions) {
+                assert_eq!(now.state, KeyState::Retired);
+                assert_eq!((now.version, now.fingerprint), (was.version, was.fingerprint));
+                assert_eq!((now.origin, now.created_unix_ms), (was.origin, was.created_unix_ms));
+            }
+            let census = copy.keys().census(&was.name).unwrap();
+            assert!(census.by_version.keys().all(|version| *version == newest.version));
+            assert!(census.by_suite.keys().all(|suite| *suite == was.suite));
+        }
+    };
+    check(&copy);
+    let counts: Vec<_> =
+        restored.orgs.iter().map(|o| (&o.name[..], o.key.get(), o.records)).collect();
+    assert_eq!(counts, [("acme", 3, 302), ("empty", 2, 0), ("umbra", 2, 1)]);
+    assert_eq!(restored.orgs[0].was_origin, Origin::Customer);
+    assert!(all(&copy.org("acme").unwrap()) == records);
+    check_filled(&there, 10);
+    drop(there);
+    // A number that was issued is never issued again, a key that was used never taken again.
+    let again = copy.keys().provision("acme", material(&customers));
+    assert!(matches!(again, Err(Error::KeyReused { .. })), "it was retired by the restore");
+    copy.keys().provision("acme", new_key()).unwrap().ended();
+    assert_eq!(copy.keys().status("acme").unwrap().versions.last().unwrap().version.get(), 4);
+    copy.keys().audit().for_each(|entry| drop(entry.unwrap()));
+    copy.close().unwrap();
+    let copy = other.open();
+    assert!(all(&copy.org("acme").unwrap()) == records);
+    assert!(copy.keys().certificates().all(|c| c.unwrap().version.get() > 2), "only its own");
+}
+
+/// Lets a write through only when the writers have got somewhere: nobody waits for the backup.
+struct Slow<'a> {
+    to: Vec<u8>,
+    written: &'a AtomicU64,
+    seen: u64,
+}
+
+impl Write for Slow<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        while self.written.load(Ordering::SeqCst) < self.seen + 20 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the writers wait for the backup");
+            std::thread::yield_now();
+        }
+        self.seen = self.written.load(Ordering::SeqCst);
+        self.to.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The guarantee, word for word: every write that had returned before one moment is in it, none
+/// that began later, no batch in part; over all orgs, while rotations and moves of the database
+/// go on.
+#[test]
+fn a_backup_shows_one_moment() {
+    const NAMES: u64 = 40;
+    let place = Place::new();
+    let store = place.open();
+    let (acme, umbra) = (filled(&store, "acme", 2000), filled(&store, "umbra", 2000));
+    let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let key = new_key();
+    let file = std::thread::scope(|scope| {
+        for thread in 0..3u64 {
+            let (acme, umbra, written, stop) = (&acme, &umbra, &written, &stop);
+            scope.spawn(move || {
+                for i in 1.. {
+                    // In two orgs, one after the other; then a batch, half of it deletions.
+                    acme.put(format!("w{thread}"), format!("{i}")).unwrap();
+                    umbra.put(format!("w{thread}"), format!("{i}")).unwrap();
+                    let (gone, there) = (i % NAMES, (i + NAMES / 2) % NAMES);
+                    acme.batch()
+                        .put(format!("a{thread}"), format!("{i}"))
+                        .delete(format!("t{thread}/{gone}"))
+                        .put(format!("t{thread}/{there}"), format!("{i}"))
+                        .put(format!("z{thread}"), format!("{i}"))
+                        .commit()
+                        .unwrap();
+                    written.fetch_add(1, Ordering::SeqCst);
+                    if stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                }
+            });
+        }
+        let rotation = store.keys().provision("acme", new_key()).unwrap();
+        let moving = scope.spawn(|| store.erase_residue().unwrap());
+        let mut slow = Slow { to: Vec::new(), written: &written, seen: 0 };
+        acme.put("before", "1").unwrap();
+        store.backup(&key).write_to(&mut slow).unwrap();
+        acme.put("after", "1").unwrap();
+        moving.join().unwrap();
+        rotation.ended();
+        stop.store(true, Ordering::SeqCst);
+        slow.to
+    });
+    let home = Place::new();
+    let copy = home.open();
+    restore(&copy, &key, &file).unwrap();
+    let (acme, umbra) = (copy.org("acme").unwrap(), copy.org("umbra").unwrap());
+    assert!(acme.get("before").unwrap().is_some() && acme.get("after").unwrap().is_none());
+    let number = |org: &byokv::Org, name: String| -> u64 {
+        let value = org.get(name).unwrap();
+        value.map_or(0, |value| value.as_str().unwrap().parse().unwrap())
+    };
+    for thread in 0..3u64 {
+        let [first, second] = [&acme, &umbra].map(|org| number(org, format!("w{thread}")));
+        assert!(first == second || first == second + 1, "{first} in acme, {second} in umbra");
+        let [a, z] = ["a", "z"].map(|name| number(&acme, format!("{name}{thread}")));
+        assert_eq!(a, z, "a batch was torn");
+        assert!(a == second || a + 1 == second, "{a} after {second}");
+        assert!(a > 20, "nothing was written meanwhile");
+        for i in 0..NAMES {
+            let last = |of: u64| (0..NAMES).map(|back| a - back).find(|n| n % NAMES == of).unwrap();
+            let (put, deleted) = (last((i + NAMES / 2) % NAMES), last(i));
+            let expected = if put > deleted { put } else { 0 };
+            assert_eq!(number(&acme, format!("t{thread}/{i}")), expected, "of {a}: {i}");
+        }
+    }
+    for i in 0..2000 {
+        assert!(acme.get(format!("n{i:05}")).unwrap().is_some());
+    }
+}
+
+/// With each piece that is written, more records change than may be left for the standstill.
+#[test]
+fn a_backup_ends_although_records_never_rest() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 50);
+    struct Restless<'a>(Vec<u8>, &'a byokv::Org, u64);
+    impl Write for Restless<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.2 += 1;
+            (0..150).for_each(|i| self.1.put(format!("r{i}"), format!("{}", self.2)).unwrap());
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let key = new_key();
+    let mut restless = Restless(Vec::new(), &org, 0);
+    store.backup(&key).write_to(&mut restless).unwrap();
+    let file = restless.0;
+    let home = Place::new();
+    let copy = home.open();
+    assert_eq!(restore(&copy, &key, &file).unwrap().orgs[0].records, 200);
+    let restored = all(&copy.org("acme").unwrap());
+    let restless: Vec<_> = restored.iter().filter(|(name, _)| name[0] == b'r').collect();
+    let mut values: Vec<u64> =
+        restless.iter().map(|(_, v)| str::from_utf8(v).unwrap().parse().unwrap()).collect();
+    values.sort_unstable();
+    assert_eq!(values.first(), values.last(), "of one moment, between two pieces");
+}
+
+/// Orgs that come while a backup is made are in it; one that goes ends it.
+#[test]
+fn orgs_that_come_or_go_meanwhile() {
+    struct Then<F: FnMut()>(Vec<u8>, Option<F>);
+    impl<F: FnMut()> Write for Then<F> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Not before the first chunk: the head is written before any org is looked at.
+            if !self.0.is_empty()
+                && let Some(mut then) = self.1.take()
+            {
+                then();
+            }
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 10);
+    acme.put("large", vec![1; 200_000]).unwrap();
+    let key = new_key();
+    let mut file = Then(Vec::new(), Some(|| drop(filled(&store, "new", 5))));
+    let contents = store.backup(&key).write_to(&mut file).unwrap();
+    assert_eq!(contents.orgs.iter().map(|org| org.entries).collect::<Vec<_>>(), [11, 5]);
+    let home = Place::new();
+    let copy = home.open();
+    restore(&copy, &key, &file.0).unwrap();
+    check_filled(&copy.org("new").unwrap(), 5);
+    let mut file = Then(Vec::new(), Some(|| drop(store.keys().erase_org("acme").unwrap())));
+    let gone = store.backup(&key).write_to(&mut file);
+    assert!(matches!(gone, Err(Error::OrgErased { org }) if org == "acme"));
+    assert!(BackupContents::read(&key, &file.0[..]).is_err(), "what is left of it is no backup");
+}
+
+#[test]
+fn one_org_alone() {
+    let place = Place::new();
+    let store = place.open();
+    drop((filled(&store, "acme", 20), filled(&store, "umbra", 30)));
+    let key = new_key();
+    let mut file = Vec::new();
+    let contents = store.backup(&key).only("umbra").write_to(&mut file).unwrap();
+    assert_eq!(contents.orgs.len(), 1);
+    let missing = store.backup(&key).only("none").write_to(&mut Vec::new());
+    assert!(matches!(missing, Err(Error::OrgUnknown { org }) if org == "none"));
+
+    // Of a backup of all, one.
+    let whole = backup(&store, &key);
+    let home = Place::new();
+    let copy = home.open();
+    let restored = copy.restore(&key).only("umbra").read_from(Cursor::new(&whole)).unwrap();
+    assert_eq!(restored.orgs.len(), 1);
+    check_filled(&copy.org("umbra").unwrap(), 30);
+    assert!(matches!(copy.org("acme"), Err(Error::OrgUnknown { .. })));
+    let refused = restore(&copy, &key, &file);
+    assert!(matches!(refused, Err(Error::OrgExists { org }) if org == "umbra"));
+    let none = copy.restore(&key).only("acme").read_from(Cursor::new(&file));
+    assert!(matches!(none, Err(Error::Backup(BackupError::OrgMissing { org })) if org == "acme"));
+    // What stands before it in the file is not looked at.
+    let mut shifted = Cursor::new([b"before", &whole[..]].concat());
+    shifted.seek(SeekFrom::Start(6)).unwrap();
+    copy.restore(&key).only("acme").read_from(shifted).unwrap();
+    check_filled(&copy.org("acme").unwrap(), 20);
+}
+
+/// The org that is restored into the store it came from goes on with higher numbers.
+#[test]
+fn an_org_that_was_erased_comes_back_and_no_number_twice() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 20));
+    let key = new_key();
+    let file = backup(&store, &key);
+    let customers = key_text();
+    store.keys().provision("acme", material(&customers)).unwrap().ended();
+    for expected in [3, 4] {
+        let erased = store.keys().erase_org("acme").unwrap();
+        erased.wait_timeout(Duration::from_secs(20)).unwrap().unwrap();
+        let restored = restore(&store, &key, &file).unwrap();
+        assert_eq!(restored.orgs[0].key.get(), expected);
+        check_filled(&store.org("acme").unwrap(), 20);
+    }
+    let again = store.keys().provision("acme", material(&customers));
+    assert!(matches!(again, Err(Error::KeyReused { .. })));
+}
+
+/// Invariant 10, for backup keys and over backups.
+#[test]
+fn no_key_serves_two_purposes() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 5));
+    let [of_acme, of_gone, backup_key] = [(); 3].map(|()| key_text());
+    store.keys().provision("acme", material(&of_acme)).unwrap().ended();
+    store.create_org("gone", OrgPolicy::byok()).unwrap();
+    store.keys().provision("gone", material(&of_gone)).unwrap().ended();
+    store.keys().erase_org("gone").unwrap();
+    for used in [&of_acme, &of_gone, &place.root] {
+        let refused = store.backup(&material(used)).write_to(&mut Vec::new());
+        assert!(matches!(refused, Err(Error::KeyReused { .. })));
+    }
+    let file = backup(&store, &material(&backup_key));
+    backup(&store, &material(&backup_key));
+    let refused = store.keys().provision("acme", material(&backup_key));
+    assert!(matches!(refused, Err(Error::KeyReused { .. })));
+    let root = RootKey::from_material(material(&backup_key));
+    assert!(matches!(store.change_root_key(root), Err(Error::KeyReused { .. })));
+
+    let other = Place::new();
+    let copy = other.open();
+    let generation = || copy.metrics().unwrap().keyring_generation;
+    let before = generation();
+    for used in [&of_acme, &of_gone, &place.root, &backup_key, &other.root] {
+        let key = material(&backup_key);
+        let restore = copy.restore(&key).with_key("acme", material(used));
+        let refused = restore.read_from(Cursor::new(&file));
+        assert!(matches!(refused, Err(Error::KeyReused { .. })));
+    }
+    assert_eq!(generation(), before, "nothing was written");
+    let own = key_text();
+    let key = material(&backup_key);
+    let restore = copy.restore(&key).with_key("acme", material(&own));
+    let restored = restore.read_from(Cursor::new(&file)).unwrap();
+    let acme = &restored.orgs[0];
+    assert_eq!((acme.key.get(), acme.origin), (3, Origin::Customer));
+    assert_eq!(acme.fingerprint, material(&own).fingerprint());
+    check_filled(&copy.org("acme").unwrap(), 5);
+    for used in [&of_acme, &of_gone, &place.root, &backup_key, &own] {
+        let refused = copy.keys().provision("acme", material(used));
+        assert!(matches!(refused, Err(Error::KeyReused { .. })));
+    }
+    store.create_org("free", OrgPolicy::platform_only()).unwrap();
+    let file = backup(&store, &key);
+    let restore = copy.restore(&key).only("free").with_key("free", new_key());
+    let refused = restore.read_from(Cursor::new(&file));
+    assert!(matches!(refused, Err(Error::NotEntitled { org }) if org == "free"));
+}
+
+#[test]
+fn what_cannot_be_read_is_left_out_aloud_or_ends_it() {
+    let place = Place::new();
+    let store = place.open();
+    drop((filled(&store, "acme", 20), filled(&store, "umbra", 20)));
+    store.keys().provision("umbra", new_key()).unwrap().ended();
+    store.keys().suspend("umbra").unwrap();
+    let key = new_key();
+    let mut file = Vec::new();
+    let contents = store.backup(&key).write_to(&mut file).unwrap();
+    assert!(!contents.is_complete());
+    assert_eq!(
+        (&contents.left_out[0].name[..], contents.left_out[0].suspended.get()),
+        ("umbra", 2)
+    );
+    assert_eq!(contents.orgs.len(), 1);
+    let refused = store.backup(&key).only("umbra").write_to(&mut Vec::new());
+    assert!(matches!(refused, Err(Error::KeySuspended { org, .. }) if org == "umbra"));
+    store.close().unwrap();
+
+    common::tamper(&place, "records", |records| {
+        let damage = |number: usize| {
+            let (key, mut value) = records.iter().nth(number).unwrap().unwrap();
+            *value.last_mut().unwrap() ^= 1;
+            records.insert(key, value).unwrap();
+        };
+        [3, 23].into_iter().for_each(damage);
+    });
+    let store = place.open();
+    let refused = store.backup(&key).only("acme").write_to(&mut Vec::new());
+    assert!(matches!(&refused, Err(Error::RecordDamaged { name, .. }) if name == "n00003"));
+    let mut file = Vec::new();
+    let contents = store.backup(&key).skip_unreadable().write_to(&mut file).unwrap();
+    let named: Vec<_> = contents.unreadable.iter().map(|r| (&r.org[..], &r.name[..])).collect();
+    assert_eq!(named, [("acme", "n00003")]);
+    assert_eq!(BackupContents::read(&key, &file[..]).unwrap(), contents);
+    let home = Place::new();
+    let copy = home.open();
+    assert_eq!(restore(&copy, &key, &file).unwrap().orgs[0].records, 19);
+    let made: Vec<_> = store.keys().audit().map(|entry| entry.unwrap().event).collect();
+    let short = |event: &&AuditEvent| {
+        matches!(event, AuditEvent::BackupMade { left_out: 1, unreadable: 1, .. })
+    };
+    assert_eq!(made.iter().filter(short).count(), 1);
+}
+
+/// Whatever is wrong with it, it is refused by its name and before anything is written.
+#[test]
+fn each_refusal_comes_before_anything_is_written() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 10);
+    acme.put("large", vec![9; 300_000]).unwrap();
+    let key = new_key();
+    let (good, other) = (backup(&store, &key), backup(&store, &key));
+    assert_ne!(good, other);
+    const CHUNK: usize = 25 + 65_536 + 16;
+    let chunk = |number: usize| 40 + number * CHUNK..40 + (number + 1) * CHUNK;
+    let mut flipped = good.clone();
+    flipped[100_000] ^= 1;
+    let mut reordered = good.clone();
+    reordered[chunk(1)].copy_from_slice(&good[chunk(2)]);
+    reordered[chunk(2)].copy_from_slice(&good[chunk(1)]);
+    let spliced = [&good[..40 + 2 * CHUNK], &other[40 + 2 * CHUNK..]].concat();
+    let longer = [&good[..], b"\n"].concat();
+    let home = Place::new();
+    let copy = home.open();
+    let before = copy.metrics().unwrap();
+    type Is = fn(&BackupError) -> bool;
+    let cases: [(&[u8], &KeyMaterial, Is, &str); 8] = [
+        (&good[..150_000], &key, |e| matches!(e, BackupError::CutShort { chunks: 2 }), "cut short"),
+        (
+            &good[..40 + 3 * CHUNK],
+            &key,
+            |e| matches!(e, BackupError::CutShort { chunks: 3 }),
+            "cut short",
+        ),
+        (&flipped, &key, |e| matches!(e, BackupError::Altered { chunk: 1 }), "altered or damaged"),
+        (
+            &reordered,
+            &key,
+            |e| matches!(e, BackupError::OutOfPlace { chunk: 1, found: 2 }),
+            "chunk 2 stands where chunk 1",
+        ),
+        (
+            &spliced,
+            &key,
+            |e| matches!(e, BackupError::OtherBackup { chunk: 2 }),
+            "of another backup",
+        ),
+        (&longer, &key, |e| matches!(e, BackupError::GoesOn), "goes on"),
+        (&good, &new_key(), |e| matches!(e, BackupError::OtherKey { .. }), "wrong backup key"),
+        (b"a letter", &key, |e| matches!(e, BackupError::NoBackup), "no backup"),
+    ];
+    for (file, key, is, words) in cases {
+        for error in
+            [restore(&copy, key, file).unwrap_err(), BackupContents::read(key, file).unwrap_err()]
+        {
+            let text = error.to_string();
+            assert!(matches!(&error, Error::Backup(why) if is(why)), "{text}");
+            assert!(text.contains(words) && text.contains("nothing was restored"), "{text}");
+        }
+    }
+    let after = copy.metrics().unwrap();
+    assert_eq!((after.keyring_generation, after.syncs), (before.keyring_generation, before.syncs));
+    restore(&copy, &key, &good).unwrap();
+}
+
+/// Becomes another once it was read to its end.
+struct Changing {
+    file: Cursor<Vec<u8>>,
+    then: Vec<u8>,
+}
+
+impl Read for Changing {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.file.read(bytes)
+    }
+}
+
+impl Seek for Changing {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        if self.file.position() > 0 {
+            self.file = Cursor::new(std::mem::take(&mut self.then));
+        }
+        self.file.seek(to)
+    }
+}
+
+fn wait_until_erased(store: &Store) {
+    let begun = Instant::now();
+    let is_erased =
+        || store.keys().certificates().any(|c| c.unwrap().kind == CertificateKind::OrgErased);
+    while !is_erased() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not erased");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_backup_that_changes_between_check_and_restore_is_taken_back() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 3000);
+    acme.put("zlarge", vec![9; 300_000]).unwrap();
+    let key = new_key();
+    let (good, other) = (backup(&store, &key), backup(&store, &key));
+    let mut altered = good.clone();
+    let at = altered.len() - 200_000;
+    altered[at] ^= 1;
+    for then in [altered, good[..good.len() - 1].to_vec(), other, Vec::new()] {
+        let home = Place::new();
+        let copy = home.open();
+        let file = Changing { file: Cursor::new(good.clone()), then };
+        let error = copy.restore(&key).read_from(file).unwrap_err();
+        assert!(matches!(error, Error::Backup(BackupError::Changed)), "{error}");
+        assert!(
+            matches!(copy.org("acme"), Err(Error::OrgUnknown { .. })) && copy.orgs().is_empty()
+        );
+        wait_until_erased(&copy);
+        let discarded = |entry: byokv::AuditEntry| entry.event == AuditEvent::RestoreDiscarded;
+        assert!(copy.keys().audit().any(|entry| discarded(entry.unwrap())));
+        assert_eq!(restore(&copy, &key, &good).unwrap().orgs[0].records, 3001);
+        assert!(all(&copy.org("acme").unwrap()) == all(&acme));
+    }
+}
+
+#[test]
+fn the_file_holds_no_plaintext_and_no_key() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = store.create_org("the-org-of-acme", OrgPolicy::byok()).unwrap();
+    for i in 0..2000 {
+        acme.put(format!("the-name-{i}"), format!("the-value-{i}").repeat(20)).unwrap();
+    }
+    let texts = [key_text(), key_text()];
+    store.keys().provision("the-org-of-acme", material(&texts[0])).unwrap().ended();
+    let file = backup(&store, &material(&texts[1]));
+    let holds = |needle: &[u8]| file.windows(needle.len()).any(|window| window == needle);
+    assert!(holds(b"byokvBK1"), "the search works");
+    for needle in ["the-name-", "the-value-", "the-org", "acme"] {
+        assert!(!holds(needle.as_bytes()), "{needle}");
+    }
+    for text in texts.iter().chain([&place.root]) {
+        let decode = base64::Engine::decode;
+        let bytes = decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+        assert!(!holds(&bytes[..8]) && !holds(&text.as_bytes()[..12]));
+    }
+    // The same, sealed twice, has nothing in common behind the key's fingerprint.
+    let again = backup(&store, &material(&texts[1]));
+    let alike = file.iter().zip(&again).skip(40 + 25).filter(|(a, b)| a == b).count();
+    assert!(alike < file.len() / 100, "{alike} of {}", file.len());
+}
+
+#[test]
+fn the_largest_values_go_through() {
+    if std::env::var_os("BYOKV_TORTURE").is_none() {
+        return;
+    }
+    let place = Place::new();
+    let store = place.open();
+    let acme = store.create_org("acme", OrgPolicy::byok()).unwrap();
+    for name in ["a", "b"] {
+        acme.put(name, vec![name.as_bytes()[0]; byokv::MAX_VALUE_LEN]).unwrap();
+    }
+    let key = new_key();
+    let file = backup(&store, &key);
+    let home = Place::new();
+    let copy = home.open();
+    restore(&copy, &key, &file).unwrap();
+    let copied = copy.org("acme").unwrap();
+    for name in ["a", "b"] {
+        let value = copied.get(name).unwrap().unwrap();
+        assert_eq!(value.len(), byokv::MAX_VALUE_LEN);
+        assert!(value.iter().all(|byte| *byte == name.as_bytes()[0]));
+    }
+}
+
+/// Not a test of its own: restores a backup, or opens the store, and is killed on the way.
+#[test]
+fn child() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let text = |name| std::env::var(name).unwrap();
+    let root = RootKey::from_material(material(&text("BYOKV_CHILD_ROOT")));
+    let store = Options::new().open(data, root).unwrap();
+    if let Some(file) = std::env::var_os("BYOKV_CHILD_BACKUP") {
+        let file = std::fs::File::open(file).unwrap();
+        store.restore(&material(&text("BYOKV_CHILD_KEY"))).read_from(file).unwrap();
+    }
+    if text("BYOKV_FAILPOINT").starts_with("erase.") {
+        wait_until_erased(&store);
+    }
+}
+
+/// Killed at any point, the store opens with every restored org whole or with none; what was
+/// half restored can be read by nobody, and is deleted.
+#[test]
+fn a_restore_killed_at_each_point_happened_or_did_not() {
+    let (place, key) = (Place::new(), key_text());
+    let source = place.open();
+    drop((filled(&source, "acme", 1500), filled(&source, "umbra", 1500)));
+    let file = place.dir.path().join("backup");
+    std::fs::write(&file, backup(&source, &material(&key))).unwrap();
+
+    let of_keyring =
+        |point: &&&str| point.starts_with("keyring.") && **point != "keyring.published";
+    let of_keyring = failpoint::ALL.iter().filter(of_keyring);
+    let mut points: Vec<(String, Option<&str>)> = Vec::new();
+    for point in failpoint::RESTORE.iter().filter(|point| **point != "restore.discarded") {
+        points.push(((*point).to_owned(), None));
+    }
+    points.push(("restore.written:3".to_owned(), None));
+    for point in of_keyring.clone() {
+        // When the restore begins, and when it ends.
+        points.extend([(format!("{point}:1"), None), (format!("{point}:2"), None)]);
+        // When what it left is discarded.
+        points.push(("restore.written:2".to_owned(), Some(point)));
+    }
+    points.push(("restore.synced".to_owned(), Some("restore.discarded")));
+    points.extend(
+        failpoint::ERASURE
+            .iter()
+            .filter(|point| **point != "erase.keys_gone")
+            .map(|point| ("restore.synced".to_owned(), Some(*point))),
+    );
+    for (point, then) in points {
+        let home = Place::new();
+        let store = home.open();
+        drop(filled(&store, "there", 50));
+        store.close().unwrap();
+        let child = |point: &str, restores: bool| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "child"]).env("BYOKV_FAILPOINT", point);
+            command.env("BYOKV_CHILD", home.data()).env("BYOKV_CHILD_ROOT", &home.root);
+            if restores {
+                command.env("BYOKV_CHILD_BACKUP", &file).env("BYOKV_CHILD_KEY", &key);
+            }
+            let silent = || std::process::Stdio::null();
+            !command.stdout(silent()).stderr(silent()).status().unwrap().success()
+        };
+        assert!(child(&point, true), "{point} was not reached");
+        if let Some(then) = then {
+            assert!(child(then, false), "{point}, then {then}: not reached");
+        }
+        let store = home.open();
+        let seen: Vec<_> = store.orgs().into_iter().map(|org| org.name).collect();
+        check_filled(&store.org("there").unwrap(), 50);
+        match seen.len() {
+            3 => assert_eq!(seen, ["acme", "there", "umbra"]),
+            _ => {
+                assert_eq!(seen, ["there"], "{point}");
+                if store.keys().audit().any(|e| e.unwrap().event == AuditEvent::RestoreDiscarded) {
+                    wait_until_erased(&store);
+                }
+                restore(&store, &material(&key), &std::fs::read(&file).unwrap()).unwrap();
+            }
+        }
+        for org in ["acme", "umbra"] {
+            check_filled(&store.org(org).unwrap(), 1500);
+            let versions = store.keys().status(org).unwrap().versions;
+            let active = versions.iter().filter(|v| v.state == KeyState::Active).count();
+            assert_eq!(active, 1, "{point}");
+            let mut numbers: Vec<_> = versions.iter().map(|v| v.version).collect();
+            numbers.dedup();
+            assert_eq!(numbers.len(), versions.len());
+        }
+        store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+        store.close().unwrap();
+        // Every record in the database is of an org that is seen.
+        let store = home.open();
+        let ids: Vec<_> = store.orgs().into_iter().map(|org| *org.id.as_bytes()).collect();
+        store.close().unwrap();
+        common::tamper(&home, "records", |records| {
+            let known = |key: &[u8]| ids.iter().any(|id| key.starts_with(&common::escape(id)));
+            let strays = records.iter().filter(|pair| !known(&pair.as_ref().unwrap().0)).count();
+            assert_eq!(strays, 0, "{point}, then {then:?}");
+        });
+    }
+}
