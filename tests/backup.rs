@@ -5,30 +5,15 @@
 
 mod common;
 
-use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
-use std::process::Command;
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{
-    AuditEvent, BackupContents, BackupError, CertificateKind, Error, KeyMaterial, KeyState,
-    Options, OrgPolicy, Origin, Restored, RootKey, Store, Suite, failpoint,
+    AuditEvent, BackupContents, BackupError, Error, KeyState, OrgPolicy, Origin, RootKey, Store,
+    Suite,
 };
-use common::{Ended, Place, check_filled, filled, key_text, material};
-
-fn backup(store: &Store, key: &KeyMaterial) -> Vec<u8> {
-    let mut file = Vec::new();
-    store.backup(key).write_to(&mut file).unwrap();
-    file
-}
-
-fn restore(store: &Store, key: &KeyMaterial, file: &[u8]) -> byokv::Result<Restored> {
-    store.restore(key).read_from(Cursor::new(file))
-}
-
-fn new_key() -> KeyMaterial {
-    material(&key_text())
-}
+use common::{Ended, Place, backup, check_filled, filled, key_text, material, new_key, restore};
 
 fn all(org: &byokv::Org) -> Vec<(Vec<u8>, Vec<u8>)> {
     org.scan("").map(|record| record.map(|r| (r.name, r.value.to_vec())).unwrap()).collect()
@@ -412,127 +397,6 @@ fn what_cannot_be_read_is_left_out_aloud_or_ends_it() {
     assert_eq!(made.iter().filter(short).count(), 1);
 }
 
-/// Whatever is wrong with it, it is refused by its name and before anything is written.
-#[test]
-fn each_refusal_comes_before_anything_is_written() {
-    let place = Place::new();
-    let store = place.open();
-    let acme = filled(&store, "acme", 10);
-    acme.put("large", vec![9; 300_000]).unwrap();
-    let key = new_key();
-    let (good, other) = (backup(&store, &key), backup(&store, &key));
-    assert_ne!(good, other);
-    const CHUNK: usize = 25 + 65_536 + 16;
-    let chunk = |number: usize| 40 + number * CHUNK..40 + (number + 1) * CHUNK;
-    let mut flipped = good.clone();
-    flipped[100_000] ^= 1;
-    let mut reordered = good.clone();
-    reordered[chunk(1)].copy_from_slice(&good[chunk(2)]);
-    reordered[chunk(2)].copy_from_slice(&good[chunk(1)]);
-    let spliced = [&good[..40 + 2 * CHUNK], &other[40 + 2 * CHUNK..]].concat();
-    let longer = [&good[..], b"\n"].concat();
-    let home = Place::new();
-    let copy = home.open();
-    let before = copy.metrics().unwrap();
-    type Is = fn(&BackupError) -> bool;
-    let cases: [(&[u8], &KeyMaterial, Is, &str); 8] = [
-        (&good[..150_000], &key, |e| matches!(e, BackupError::CutShort { chunks: 2 }), "cut short"),
-        (
-            &good[..40 + 3 * CHUNK],
-            &key,
-            |e| matches!(e, BackupError::CutShort { chunks: 3 }),
-            "cut short",
-        ),
-        (&flipped, &key, |e| matches!(e, BackupError::Altered { chunk: 1 }), "altered or damaged"),
-        (
-            &reordered,
-            &key,
-            |e| matches!(e, BackupError::OutOfPlace { chunk: 1, found: 2 }),
-            "chunk 2 stands where chunk 1",
-        ),
-        (
-            &spliced,
-            &key,
-            |e| matches!(e, BackupError::OtherBackup { chunk: 2 }),
-            "of another backup",
-        ),
-        (&longer, &key, |e| matches!(e, BackupError::GoesOn), "goes on"),
-        (&good, &new_key(), |e| matches!(e, BackupError::OtherKey { .. }), "wrong backup key"),
-        (b"a letter", &key, |e| matches!(e, BackupError::NoBackup), "no backup"),
-    ];
-    for (file, key, is, words) in cases {
-        for error in
-            [restore(&copy, key, file).unwrap_err(), BackupContents::read(key, file).unwrap_err()]
-        {
-            let text = error.to_string();
-            assert!(matches!(&error, Error::Backup(why) if is(why)), "{text}");
-            assert!(text.contains(words) && text.contains("nothing was restored"), "{text}");
-        }
-    }
-    let after = copy.metrics().unwrap();
-    assert_eq!((after.keyring_generation, after.syncs), (before.keyring_generation, before.syncs));
-    restore(&copy, &key, &good).unwrap();
-}
-
-/// Becomes another once it was read to its end.
-struct Changing {
-    file: Cursor<Vec<u8>>,
-    then: Vec<u8>,
-}
-
-impl Read for Changing {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.file.read(bytes)
-    }
-}
-
-impl Seek for Changing {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        if self.file.position() > 0 {
-            self.file = Cursor::new(std::mem::take(&mut self.then));
-        }
-        self.file.seek(to)
-    }
-}
-
-fn wait_until_erased(store: &Store) {
-    let begun = Instant::now();
-    let is_erased =
-        || store.keys().certificates().any(|c| c.unwrap().kind == CertificateKind::OrgErased);
-    while !is_erased() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "not erased");
-        std::thread::yield_now();
-    }
-}
-
-#[test]
-fn a_backup_that_changes_between_check_and_restore_is_taken_back() {
-    let place = Place::new();
-    let store = place.open();
-    let acme = filled(&store, "acme", 3000);
-    acme.put("zlarge", vec![9; 300_000]).unwrap();
-    let key = new_key();
-    let (good, other) = (backup(&store, &key), backup(&store, &key));
-    let mut altered = good.clone();
-    let at = altered.len() - 200_000;
-    altered[at] ^= 1;
-    for then in [altered, good[..good.len() - 1].to_vec(), other, Vec::new()] {
-        let home = Place::new();
-        let copy = home.open();
-        let file = Changing { file: Cursor::new(good.clone()), then };
-        let error = copy.restore(&key).read_from(file).unwrap_err();
-        assert!(matches!(error, Error::Backup(BackupError::Changed)), "{error}");
-        assert!(
-            matches!(copy.org("acme"), Err(Error::OrgUnknown { .. })) && copy.orgs().is_empty()
-        );
-        wait_until_erased(&copy);
-        let discarded = |entry: byokv::AuditEntry| entry.event == AuditEvent::RestoreDiscarded;
-        assert!(copy.keys().audit().any(|entry| discarded(entry.unwrap())));
-        assert_eq!(restore(&copy, &key, &good).unwrap().orgs[0].records, 3001);
-        assert!(all(&copy.org("acme").unwrap()) == all(&acme));
-    }
-}
-
 #[test]
 fn the_file_holds_no_plaintext_and_no_key() {
     let place = Place::new();
@@ -581,107 +445,5 @@ fn the_largest_values_go_through() {
         let value = copied.get(name).unwrap().unwrap();
         assert_eq!(value.len(), byokv::MAX_VALUE_LEN);
         assert!(value.iter().all(|byte| *byte == name.as_bytes()[0]));
-    }
-}
-
-/// Not a test of its own: restores a backup, or opens the store, and is killed on the way.
-#[test]
-fn child() {
-    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
-    let text = |name| std::env::var(name).unwrap();
-    let root = RootKey::from_material(material(&text("BYOKV_CHILD_ROOT")));
-    let store = Options::new().open(data, root).unwrap();
-    if let Some(file) = std::env::var_os("BYOKV_CHILD_BACKUP") {
-        let file = std::fs::File::open(file).unwrap();
-        store.restore(&material(&text("BYOKV_CHILD_KEY"))).read_from(file).unwrap();
-    }
-    if text("BYOKV_FAILPOINT").starts_with("erase.") {
-        wait_until_erased(&store);
-    }
-}
-
-/// Killed at any point, the store opens with every restored org whole or with none; what was
-/// half restored can be read by nobody, and is deleted.
-#[test]
-fn a_restore_killed_at_each_point_happened_or_did_not() {
-    let (place, key) = (Place::new(), key_text());
-    let source = place.open();
-    drop((filled(&source, "acme", 1500), filled(&source, "umbra", 1500)));
-    let file = place.dir.path().join("backup");
-    std::fs::write(&file, backup(&source, &material(&key))).unwrap();
-
-    let of_keyring =
-        |point: &&&str| point.starts_with("keyring.") && **point != "keyring.published";
-    let of_keyring = failpoint::ALL.iter().filter(of_keyring);
-    let mut points: Vec<(String, Option<&str>)> = Vec::new();
-    for point in failpoint::RESTORE.iter().filter(|point| **point != "restore.discarded") {
-        points.push(((*point).to_owned(), None));
-    }
-    points.push(("restore.written:3".to_owned(), None));
-    for point in of_keyring.clone() {
-        // When the restore begins, and when it ends.
-        points.extend([(format!("{point}:1"), None), (format!("{point}:2"), None)]);
-        // When what it left is discarded.
-        points.push(("restore.written:2".to_owned(), Some(point)));
-    }
-    points.push(("restore.synced".to_owned(), Some("restore.discarded")));
-    points.extend(
-        failpoint::ERASURE
-            .iter()
-            .filter(|point| **point != "erase.keys_gone")
-            .map(|point| ("restore.synced".to_owned(), Some(*point))),
-    );
-    for (point, then) in points {
-        let home = Place::new();
-        let store = home.open();
-        drop(filled(&store, "there", 50));
-        store.close().unwrap();
-        let child = |point: &str, restores: bool| {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", "child"]).env("BYOKV_FAILPOINT", point);
-            command.env("BYOKV_CHILD", home.data()).env("BYOKV_CHILD_ROOT", &home.root);
-            if restores {
-                command.env("BYOKV_CHILD_BACKUP", &file).env("BYOKV_CHILD_KEY", &key);
-            }
-            let silent = || std::process::Stdio::null();
-            !command.stdout(silent()).stderr(silent()).status().unwrap().success()
-        };
-        assert!(child(&point, true), "{point} was not reached");
-        if let Some(then) = then {
-            assert!(child(then, false), "{point}, then {then}: not reached");
-        }
-        let store = home.open();
-        let seen: Vec<_> = store.orgs().into_iter().map(|org| org.name).collect();
-        check_filled(&store.org("there").unwrap(), 50);
-        match seen.len() {
-            3 => assert_eq!(seen, ["acme", "there", "umbra"]),
-            _ => {
-                assert_eq!(seen, ["there"], "{point}");
-                if store.keys().audit().any(|e| e.unwrap().event == AuditEvent::RestoreDiscarded) {
-                    wait_until_erased(&store);
-                }
-                restore(&store, &material(&key), &std::fs::read(&file).unwrap()).unwrap();
-            }
-        }
-        for org in ["acme", "umbra"] {
-            check_filled(&store.org(org).unwrap(), 1500);
-            let versions = store.keys().status(org).unwrap().versions;
-            let active = versions.iter().filter(|v| v.state == KeyState::Active).count();
-            assert_eq!(active, 1, "{point}");
-            let mut numbers: Vec<_> = versions.iter().map(|v| v.version).collect();
-            numbers.dedup();
-            assert_eq!(numbers.len(), versions.len());
-        }
-        store.keys().audit().for_each(|entry| drop(entry.unwrap()));
-        store.close().unwrap();
-        // Every record in the database is of an org that is seen.
-        let store = home.open();
-        let ids: Vec<_> = store.orgs().into_iter().map(|org| *org.id.as_bytes()).collect();
-        store.close().unwrap();
-        common::tamper(&home, "records", |records| {
-            let known = |key: &[u8]| ids.iter().any(|id| key.starts_with(&common::escape(id)));
-            let strays = records.iter().filter(|pair| !known(&pair.as_ref().unwrap().0)).count();
-            assert_eq!(strays, 0, "{point}, then {then:?}");
-        });
     }
 }

@@ -8,6 +8,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,15 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("root", ""),
     ("due", ""),
     ("token", ""),
+    ("restore", ""),
     ("create", "keyring.saved"),
     ("rotate", "sync.flushed:2"),
     ("rotate", "outbox.written"),
     ("rotate", "rewrite.swapped:20"),
     ("rotate", "keyring.exchanged:2"),
     ("erase", "erase.keys_gone"),
+    ("restore", "restore.begun"),
+    ("restore", "restore.synced"),
     ("residue", "residue.copied"),
     ("residue", "residue.switched"),
 ];
@@ -77,6 +81,12 @@ impl Trial {
             "suspend" | "residue" => {
                 keys.provision("acme", material(&trial.key)).unwrap().ended();
             }
+            "restore" => {
+                let file = std::fs::File::create(trial.backup()).unwrap();
+                let key = material(&trial.key);
+                store.backup(&key).only("acme").write_to(file).unwrap();
+                keys.erase_org("acme").unwrap().wait_timeout(SOON).unwrap().unwrap();
+            }
             _ => {}
         }
         store.close().unwrap();
@@ -89,7 +99,11 @@ impl Trial {
         if self.place.data().exists() {
             copy_dir(&self.place.data(), &place.data());
         }
-        Self { place, key: self.key.clone(), next_root: self.next_root.clone() }
+        let trial = Self { place, key: self.key.clone(), next_root: self.next_root.clone() };
+        if self.backup().exists() {
+            std::fs::copy(self.backup(), trial.backup()).unwrap();
+        }
+        trial
     }
 
     /// Whichever of the two root keys opens it.
@@ -120,6 +134,10 @@ impl Trial {
         status.success()
     }
 
+    fn backup(&self) -> std::path::PathBuf {
+        self.place.data().with_extension("backup")
+    }
+
     fn trace(&self) -> std::path::PathBuf {
         self.place.dir.path().join("trace")
     }
@@ -146,7 +164,7 @@ fn child() {
         Err(Error::RootKeyWrong { .. }) => options().open(&data, root(keys[2])).unwrap(),
         opened => opened.unwrap(),
     };
-    go_on(&what, &store, keys[1], keys[2]);
+    go_on(&what, &store, (keys[1], keys[2]), &Path::new(&data).with_extension("backup"));
     store.close().unwrap();
 }
 
@@ -159,7 +177,7 @@ fn until(what: &str, mut reached: impl FnMut() -> bool) {
 }
 
 /// Brings the store to the scenario's end, from wherever it is.
-fn go_on(what: &str, store: &Store, key: &str, next_root: &str) {
+fn go_on(what: &str, store: &Store, (key, next_root): (&str, &str), backup: &Path) {
     let keys = store.keys();
     let certified = |kind| keys.certificates().any(|c| c.unwrap().kind == kind);
     let versions = || keys.status("acme").unwrap().versions;
@@ -244,6 +262,20 @@ fn go_on(what: &str, store: &Store, key: &str, next_root: &str) {
                 keys.provision_sealed("acme", &sealed, None).unwrap();
             }
         }
+        "restore" => {
+            if store.org("acme").is_err() {
+                let file = std::fs::File::open(backup).unwrap();
+                store.restore(&material(key)).read_from(file).unwrap();
+            }
+            let erased = |c: &byokv::Result<byokv::Certificate>| {
+                c.as_ref().unwrap().kind == CertificateKind::OrgErased
+            };
+            let discarded = |e: &byokv::Result<byokv::AuditEntry>| {
+                e.as_ref().unwrap().event == AuditEvent::RestoreDiscarded
+            };
+            let discarded = 1 + keys.audit().filter(discarded).count();
+            until(what, || keys.certificates().filter(erased).count() == discarded);
+        }
         other => panic!("{other}"),
     }
     for rotation in keys.rotations().unwrap() {
@@ -277,7 +309,7 @@ fn end_of(what: &str, trial: &Trial, store: Store) -> Vec<String> {
     let mut certificates: Vec<_> = keys
         .certificates()
         .map(Result::unwrap)
-        .filter(|_| what != "due")
+        .filter(|_| !["due", "restore"].contains(&what))
         .map(|c| format!("{} {} {:?} {}", c.org, c.version, c.kind, c.records_left))
         .collect();
     certificates.sort();
@@ -324,7 +356,7 @@ fn kill_at_each_point_of(scenarios: &[(&str, &str)]) -> usize {
                 }
                 kills += killed;
                 let store = trial.open();
-                go_on(what, &store, &trial.key, &trial.next_root);
+                go_on(what, &store, (&trial.key, &trial.next_root), &trial.backup());
                 let end = end_of(what, &trial, store);
                 assert_eq!(end, expected, "{what} after {before:?}, killed at {at}");
             }

@@ -181,7 +181,13 @@ impl<W: Write> Making<'_, W> {
         self.parts.push(Part { org, watch, entries: 0, bytes: 0 });
         if self.plan.skip_unreadable {
             for name in records.names() {
-                let name = name?;
+                let name = match name {
+                    Err(Error::RecordDamaged { name, why, .. }) => {
+                        self.skip(part, name, why);
+                        continue;
+                    }
+                    name => name?,
+                };
                 if let Some(value) = self.read(part, &name)? {
                     self.put(part, &name, Some(&value))?;
                 }
@@ -295,7 +301,7 @@ impl<W: Write> Making<'_, W> {
     fn read(&mut self, part: usize, name: &[u8]) -> Result<Option<Value>> {
         match self.parts[part].org.get(name) {
             Err(error) if self.may_skip(&error) => {
-                self.skip(part, name, &error);
+                self.skip(part, printable(name), error.to_string());
                 Ok(None)
             }
             read => read,
@@ -307,11 +313,10 @@ impl<W: Write> Making<'_, W> {
             && matches!(error, Error::RecordDamaged { .. } | Error::KeyRetired { .. })
     }
 
-    fn skip(&mut self, part: usize, name: &[u8], error: &Error) {
+    fn skip(&mut self, part: usize, name: String, why: String) {
         const MOST: usize = 1000;
 
         let org = self.parts[part].org.name().to_owned();
-        let (name, why) = (printable(name), error.to_string());
         let known = |seen: &UnreadableRecord| seen.org == org && seen.name == name;
         if self.unreadable.len() < MOST && !self.unreadable.iter().any(known) {
             self.unreadable.push(UnreadableRecord { org, name, why });

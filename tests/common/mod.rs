@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
-use byokv::{Certificate, KeyMaterial, Options, Org, OrgPolicy, Result, RootKey, Rotation, Store};
+use byokv::{
+    Certificate, KeyMaterial, Options, Org, OrgPolicy, Restored, Result, RootKey, Rotation, Store,
+};
 
 /// Base64 text of 32 random bytes, as `openssl rand -base64 32` prints it.
 pub(crate) fn key_text() -> String {
@@ -75,6 +77,20 @@ pub(crate) fn check_filled(org: &Org, records: usize) {
         assert_eq!(value.as_deref(), Some(format!("v{i}").as_bytes()), "record {i}");
     }
     assert_eq!(org.count().unwrap(), records as u64);
+}
+
+pub(crate) fn backup(store: &Store, key: &KeyMaterial) -> Vec<u8> {
+    let mut file = Vec::new();
+    store.backup(key).write_to(&mut file).unwrap();
+    file
+}
+
+pub(crate) fn restore(store: &Store, key: &KeyMaterial, file: &[u8]) -> Result<Restored> {
+    store.restore(key).read_from(std::io::Cursor::new(file))
+}
+
+pub(crate) fn new_key() -> KeyMaterial {
+    material(&key_text())
 }
 
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
