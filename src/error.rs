@@ -256,6 +256,17 @@ pub enum Error {
         /// The limit, bytes.
         limit: usize,
     },
+    /// A name has too many segments to be blinded.
+    #[error(
+        "in an org with blinded names a name has at most {limit} segments (what stands between \
+         two `/`), this one has {segments}; nothing was written"
+    )]
+    NameDepth {
+        /// How many it has.
+        segments: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A value is longer than the limit.
     #[error("a value has at most {limit} bytes, this one has {len}; nothing was written")]
     ValueTooLarge {
@@ -388,6 +399,7 @@ impl Error {
                 | Self::UnexpectedKey { .. }
                 | Self::Import(_)
                 | Self::NameLength { .. }
+                | Self::NameDepth { .. }
                 | Self::ValueTooLarge { .. }
                 | Self::InvalidOption { .. }
         )

@@ -10,7 +10,7 @@
 pub use enabled::*;
 
 /// All lists.
-pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, RESTORE, OPENING];
+pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, RESTORE, OPENING, BLINDED];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
 pub const OPENING: &[&str] = &["open.discarded", "open.marked", "open.paid"];
@@ -35,6 +35,9 @@ pub const RESTORE: &[&str] = &[
     "restore.finished",
     "restore.discarded",
 ];
+
+/// The points that only an org with blinded names passes.
+pub const BLINDED: &[&str] = &["names.looked", "names.moved"];
 
 /// The points of a rotation, in the order in which a key's life passes them.
 pub const ALL: &[&str] = &[

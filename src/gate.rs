@@ -91,17 +91,28 @@ impl<T> Gate<T> {
     /// Does `attempt`, which fetches and opens, with one snapshot taken before; again if it
     /// fails and the snapshot was replaced meanwhile. So no reader fails because a key was just
     /// retired (invariant 6).
-    pub(crate) fn read<V, E>(&self, mut attempt: impl FnMut(&T) -> Result<V, E>) -> Result<V, E> {
+    pub(crate) fn read<V, E>(&self, attempt: impl FnMut(&T) -> Result<V, E>) -> Result<V, E> {
+        self.read_until(attempt, Result::is_ok)
+    }
+
+    /// Likewise, again until the outcome is `settled`, whatever the snapshot, or was reached with
+    /// a snapshot that is still the newest.
+    pub(crate) fn read_until<V>(
+        &self,
+        mut attempt: impl FnMut(&T) -> V,
+        settled: impl Fn(&V) -> bool,
+    ) -> V {
         loop {
             let snapshot = self.snapshot();
-            match attempt(&snapshot) {
-                Err(_) if !self.is_current(&snapshot) => {}
-                outcome => return outcome,
+            let outcome = attempt(&snapshot);
+            if settled(&outcome) || self.is_current(&snapshot) {
+                return outcome;
             }
         }
     }
 
-    fn is_current(&self, snapshot: &Arc<T>) -> bool {
+    /// Whether readers get this one now.
+    pub(crate) fn is_current(&self, snapshot: &Arc<T>) -> bool {
         Arc::ptr_eq(&self.readers.read().unwrap_or_else(PoisonError::into_inner), snapshot)
     }
 

@@ -63,7 +63,7 @@ pub use id::{BackupId, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Su
 #[cfg(feature = "import")]
 pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
-pub use keyring::{OrgPolicy, RetirePolicy};
+pub use keyring::{NamePolicy, OrgPolicy, RetirePolicy};
 pub use material::KeyMaterial;
 pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, Record, Scan, Swap};

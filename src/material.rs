@@ -106,6 +106,17 @@ impl KeyMaterial {
         derived
     }
 
+    /// Like [`derive`](Self::derive), 64 bytes.
+    pub(crate) fn derive_pair(&self, info: &[&[u8]]) -> Box<Zeroizing<[u8; 64]>> {
+        let mut derived = Box::new(Zeroizing::new([0u8; 64]));
+        #[allow(clippy::expect_used)]
+        Hkdf::<Sha256>::from_prk(self.0.as_slice())
+            .expect("32 bytes are long enough for SHA-256")
+            .expand_multi_info(info, derived.as_mut_slice())
+            .expect("64 bytes are two blocks; the limit is 255");
+        derived
+    }
+
     /// HMAC-SHA-256 (RFC 2104) over `label` and `message`.
     pub(crate) fn mac(&self, label: &[u8], message: &[u8]) -> [u8; 32] {
         #[allow(clippy::expect_used)]

@@ -157,11 +157,20 @@ pub struct Census {
     pub by_version: BTreeMap<KeyVersion, u64>,
     /// Records by suite.
     pub by_suite: BTreeMap<Suite, u64>,
-    /// Records whose header cannot be read or names another org.
+    /// Records by the key version that their name is blinded under; empty if names are clear.
+    pub by_name_version: BTreeMap<KeyVersion, u64>,
+    /// Records whose header, or the beginning of whose blinded name, cannot be read or names
+    /// another org.
     pub malformed: u64,
 }
 
 impl Census {
+    /// Whether any envelope or blinded name is under this version.
+    #[must_use]
+    pub fn names_version(&self, version: KeyVersion) -> bool {
+        self.by_version.contains_key(&version) || self.by_name_version.contains_key(&version)
+    }
+
     /// All records seen.
     #[must_use]
     pub fn total(&self) -> u64 {

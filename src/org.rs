@@ -4,22 +4,24 @@ mod batch;
 mod scan;
 
 use std::fmt;
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 pub use batch::Batch;
+use scan::Selection;
 pub use scan::{Names, Record, Scan};
 
-use crate::engine::{Engine, OrgState, Watch, check_name, check_value};
+use crate::engine::{Engine, OrgState, Watch, check_value};
 use crate::envelope::Value;
 use crate::error::Result;
 use crate::id::OrgId;
-use crate::storage::{Space, prefix_range};
+use crate::storage::{Range, Space, prefix_range};
 
 /// The records of one org. Cheap to clone, and used from many threads at once.
 ///
-/// Names are 1 to 4,096 bytes and are stored in clear; values are up to 64 MiB
-/// (67,108,864 bytes) and are sealed. A handle holds its own org's prefix and keys only.
+/// Names are 1 to 4,096 bytes and are stored in clear, unless the org was created with
+/// [`NamePolicy::Blinded`](crate::NamePolicy); values are up to 64 MiB (67,108,864 bytes) and are
+/// sealed. A handle holds its own org's prefix and keys only.
 ///
 /// Writes are *buffered*: they are seen at once by every thread and are on disk within half a
 /// second (`Options::sync_interval`). [`durable`](Self::durable) gives a handle whose writes
@@ -118,8 +120,7 @@ impl Org {
     /// # Errors
     /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
     pub fn contains(&self, name: impl AsRef<[u8]>) -> Result<bool> {
-        let key = self.state.key(self.check(name.as_ref())?);
-        Ok(self.engine.storage.get(Space::Records, &key)?.is_some())
+        self.engine.contains(&self.state, self.check(name.as_ref())?)
     }
 
     /// Deletes `name`, whether it was there or not, readable or not.
@@ -157,10 +158,11 @@ impl Org {
         let _timed = self.engine.latency.start();
         let name = self.check_write(name.as_ref())?;
         check_value(new.unwrap_or_default())?;
-        let key = self.state.key(name);
         loop {
             let keys = self.state.gate.enter();
-            let stored = self.engine.storage.get(Space::Records, &key)?;
+            let places = self.state.places(&keys, name)?.all()?;
+            let turn = if places.older.is_empty() { None } else { self.state.turn([name]) };
+            let stored = self.engine.find_at(&self.state, &places)?;
             let current = stored.as_ref().map(|stored| keys.open(name, stored)).transpose()?;
             let as_expected = match (&current, expected) {
                 (Some(current), Some(expected)) => *current == *expected,
@@ -171,10 +173,16 @@ impl Org {
                 return Ok(Swap::Conflict { current });
             }
             let envelope = new.map(|new| self.engine.seal(&keys, name, new)).transpose()?;
-            let old = stored.as_deref();
-            if self.engine.storage.compare_and_swap(Space::Records, &key, old, envelope)? {
+            let swapped = if turn.is_some() {
+                self.engine.replace_all(vec![(places, envelope)])?;
+                true
+            } else {
+                let (key, old) = (&places.newest, stored.as_deref());
+                self.engine.storage.compare_and_swap(Space::Records, key, old, envelope)?
+            };
+            if swapped {
                 self.state.watchers.changed(name);
-                drop(keys);
+                drop((turn, keys));
                 self.engine.written();
                 self.sync_if_durable()?;
                 return Ok(Swap::Swapped);
@@ -201,21 +209,16 @@ impl Org {
     /// ```
     #[must_use]
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
-        Scan::new(self, prefix_range(&self.state.key(prefix.as_ref())))
+        let within = prefix.as_ref().to_vec();
+        Scan::new(self, Selection { range: prefix_range(&within), within })
     }
 
     /// The records whose names lie in `range`, as [`scan`](Self::scan) gives them.
     #[must_use]
     pub fn range<N: AsRef<[u8]>>(&self, range: impl RangeBounds<N>) -> Scan {
-        let all = prefix_range(self.state.id.as_bytes());
-        let key = |name: &N| self.state.key(name.as_ref());
-        let or = |bound: std::ops::Bound<Vec<u8>>, end| match bound {
-            std::ops::Bound::Unbounded => end,
-            bound => bound,
-        };
-        let from = or(range.start_bound().map(key), all.0);
-        let to = or(range.end_bound().map(key), all.1);
-        Scan::new(self, (from, to))
+        let bound = |bound: Bound<&N>| bound.map(|name| name.as_ref().to_vec());
+        let range = (bound(range.start_bound()), bound(range.end_bound()));
+        Scan::new(self, Selection { within: common_start(&range), range })
     }
 
     /// How many records the org has, by a walk over all its names.
@@ -245,20 +248,30 @@ impl Org {
     fn check<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
         self.engine.check_open()?;
         self.state.check_exists()?;
-        check_name(name)?;
+        self.state.check_name(name)?;
         Ok(name)
     }
 
     fn check_write<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {
         self.engine.check_writable()?;
         self.state.check_exists()?;
-        check_name(name)?;
+        self.state.check_name(name)?;
         Ok(name)
     }
 
     fn sync_if_durable(&self) -> Result<()> {
         if self.durable { self.engine.sync() } else { Ok(()) }
     }
+}
+
+/// What everything between the two ends starts with.
+fn common_start(range: &Range) -> Vec<u8> {
+    use Bound::{Excluded, Included};
+    let (Included(from) | Excluded(from), Included(to) | Excluded(to)) = range else {
+        return Vec::new();
+    };
+    let common = from.iter().zip(to).take_while(|(a, b)| a == b);
+    common.map(|(byte, _)| *byte).collect()
 }
 
 impl fmt::Debug for Org {

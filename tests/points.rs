@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use byokv::{
     AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, RetirePolicy, RootKey, Store,
-    Suite, failpoint,
+    Suite, Throttle, failpoint,
 };
-use common::{Ended, Place, check_filled, copy_dir, filled, key_text, material};
+use common::{Ended, Place, check_filled, copy_dir, filled, filled_blinded, key_text, material};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -24,6 +24,7 @@ const SOON: Duration = Duration::from_secs(30);
 const SCENARIOS: &[(&str, &str)] = &[
     ("create", ""),
     ("rotate", ""),
+    ("blinded", ""),
     ("suite", ""),
     ("hand", ""),
     ("suspend", ""),
@@ -38,6 +39,7 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("rotate", "outbox.written"),
     ("rotate", "rewrite.swapped:20"),
     ("rotate", "keyring.exchanged:2"),
+    ("blinded", "names.moved:20"),
     ("erase", "erase.keys_gone"),
     ("restore", "restore.begun"),
     ("restore", "restore.synced"),
@@ -66,7 +68,10 @@ impl Trial {
         }
         let store = trial.place.open();
         let records = if what == "erase" { 600 } else { 40 };
-        drop(filled(&store, "acme", records));
+        match what {
+            "blinded" => drop(filled_blinded(&store, "acme", records)),
+            _ => drop(filled(&store, "acme", records)),
+        }
         drop(filled(&store, "umbra", 5));
         let keys = store.keys();
         match what {
@@ -196,6 +201,20 @@ fn go_on(what: &str, store: &Store, (key, next_root): (&str, &str), backup: &Pat
                 keys.provision("acme", material(key)).unwrap();
             }
         }
+        "blinded" => {
+            let org = store.org("acme").unwrap();
+            org.put("n00000", "v0").unwrap();
+            if versions().len() == 1 {
+                // Slow enough for a look under both keys.
+                let slow = Throttle::unlimited().with_records_per_second(1).unwrap();
+                keys.set_throttle(slow).unwrap();
+                keys.provision("acme", material(key)).unwrap();
+                assert!(org.get("none").unwrap().is_none());
+            }
+            org.batch().put("gone", "x").put("n00039", "v39").commit().unwrap();
+            org.delete("gone").unwrap();
+            keys.set_throttle(Throttle::unlimited()).unwrap();
+        }
         "suite" => {
             if keys.status("acme").unwrap().suite == Suite::Xaes256Gcm {
                 keys.change_suite("acme", Suite::XChaCha20Poly1305).unwrap();
@@ -297,7 +316,8 @@ fn end_of(what: &str, trial: &Trial, store: Store) -> Vec<String> {
         };
         let census = keys.census(&org.name).unwrap();
         let newest = org.versions.last().unwrap().version;
-        assert!(census.by_version.keys().all(|version| *version == newest), "{census:?}");
+        let mut found = census.by_version.keys().chain(census.by_name_version.keys());
+        assert!(found.all(|version| *version == newest), "{census:?}");
         end.push(format!("{} {} {} {states:?}", org.name, org.suite, org.rotating));
         let records = match (&*org.name, what) {
             ("acme", "create") => 1,

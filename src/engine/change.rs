@@ -207,6 +207,12 @@ impl Engine {
                     entry.conflict("a policy does not change the suite: `change_suite` does")
                 );
             }
+            if policy.names() != entry.policy.names() {
+                return Err(entry.conflict(
+                    "whether names are clear or blinded is chosen when an org is created; create \
+                     another org and copy the records there",
+                ));
+            }
             entry.policy = policy;
             drafts.push(Draft::new(AuditEvent::PolicyChanged).org(&org.name, org.id));
             Ok(())

@@ -5,6 +5,7 @@ mod change;
 mod durability;
 mod import;
 mod latency;
+mod names;
 mod opening;
 mod orgs;
 mod residue;
@@ -32,6 +33,7 @@ use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
 use latency::Latency;
+pub(crate) use names::{Moved, place_version, split_at_places_of};
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
@@ -122,10 +124,9 @@ impl Engine {
 
     /// Reads and opens one record. The snapshot is taken before the bytes are read (invariant 6).
     pub(crate) fn read(&self, org: &OrgState, name: &[u8]) -> Result<Option<Value>> {
-        let key = org.key(name);
-        org.gate.read(|keys| {
+        org.read(|keys| {
             failpoint::reach("get.started", &org.name);
-            let stored = self.storage.get(Space::Records, &key)?;
+            let stored = self.find(org, keys, name)?;
             failpoint::reach("get.fetched", &org.name);
             stored.map(|stored| keys.open(name, &stored)).transpose()
         })
@@ -158,11 +159,11 @@ impl Engine {
 
     /// Seals and writes, or deletes, one record inside the org's gate.
     pub(crate) fn write(&self, org: &OrgState, name: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let key = org.key(name);
         let keys = org.gate.enter();
+        let places = org.places(&keys, name)?.all()?;
         let envelope = value.map(|value| self.seal(&keys, name, value)).transpose()?;
         failpoint::reach("put.sealed", &org.name);
-        self.storage.put(Space::Records, &key, envelope)?;
+        self.replace(org, name, places, envelope)?;
         // Inside the gate: at a standstill every write that returned has told the watches.
         org.watchers.changed(name);
         drop(keys);
@@ -208,7 +209,7 @@ impl OrgKeys {
         header.version == self.active && header.suite == self.suite
     }
 
-    fn damaged(&self, name: &[u8], why: impl ToString) -> Error {
+    pub(super) fn damaged(&self, name: &[u8], why: impl ToString) -> Error {
         Error::RecordDamaged {
             org: self.name.to_string(),
             name: printable(name),

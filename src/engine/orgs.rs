@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Watchers;
+use super::names::Stripes;
 use crate::envelope::Header;
+use crate::envelope::name::NameKey;
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::id::{KeyState, KeyVersion, OrgId, Origin, Suite};
-use crate::keyring::{OrgEntry, VersionEntry};
+use crate::keyring::{NamePolicy, OrgEntry, VersionEntry};
 use crate::material::KeyMaterial;
 use crate::observe::VersionCounters;
 
@@ -19,6 +21,8 @@ pub(crate) struct OrgState {
     pub(crate) name: Arc<str>,
     pub(crate) gate: Gate<OrgKeys>,
     pub(crate) watchers: Watchers,
+    /// Where the names of its records are blinded.
+    pub(super) stripes: Option<Stripes>,
     erased: AtomicBool,
 }
 
@@ -43,6 +47,8 @@ pub(crate) struct Slot {
     pub(crate) counters: Arc<VersionCounters>,
     /// Wiped when the last snapshot that has them, and the last operation using it, are gone.
     keys: Option<Arc<[SuiteKey; Suite::ALL.len()]>>,
+    /// Likewise; none where names are clear.
+    pub(super) name_key: Option<Arc<NameKey>>,
 }
 
 /// A slot with its keys.
@@ -69,6 +75,7 @@ impl OrgState {
             gate: Gate::new(OrgKeys::new(entry, Arc::clone(&name), None)),
             name,
             watchers: Watchers::default(),
+            stripes: (entry.policy.names() == NamePolicy::Blinded).then(Stripes::default),
             erased: AtomicBool::new(entry.erasure.is_some()),
         }
     }
@@ -84,7 +91,7 @@ impl OrgState {
         self.erased.store(true, Ordering::Relaxed);
     }
 
-    /// The record's key in the storage: org id ‖ name.
+    /// The storage key of a record with a clear name: org id ‖ name.
     pub(crate) fn key(&self, name: &[u8]) -> Vec<u8> {
         [self.id.as_bytes(), name].concat()
     }
@@ -93,6 +100,7 @@ impl OrgState {
 impl OrgKeys {
     /// Keys that `before` has ready are taken over.
     pub(super) fn new(entry: &OrgEntry, name: Arc<str>, before: Option<&Self>) -> Self {
+        let blinded = entry.policy.names() == NamePolicy::Blinded;
         let slot = |version: &VersionEntry| {
             let known = before.and_then(|before| before.slot(version.version));
             Slot {
@@ -104,6 +112,11 @@ impl OrgKeys {
                 keys: version.material.as_ref().map(|material| {
                     let ready = known.and_then(|slot| slot.keys.clone());
                     ready.unwrap_or_else(|| expand(entry.id, version.version, material))
+                }),
+                name_key: version.material.as_ref().filter(|_| blinded).map(|material| {
+                    let ready = known.and_then(|slot| slot.name_key.clone());
+                    let fresh = || NameKey::new(entry.id, version.version, material);
+                    ready.unwrap_or_else(|| Arc::new(fresh()))
                 }),
             }
         };
@@ -153,7 +166,7 @@ impl OrgKeys {
         }
     }
 
-    fn suspended(&self, version: KeyVersion) -> Error {
+    pub(super) fn suspended(&self, version: KeyVersion) -> Error {
         Error::KeySuspended { org: self.name.to_string(), version }
     }
 }

@@ -1,7 +1,7 @@
 //! Old ciphertext that still lies in the database's files, and its removal: what lives is copied
 //! to a fresh database, the store goes on with that, and the old files are overwritten.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::envelope::{FORMAT, HEADER_LEN, Header};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId};
-use crate::keyring::{Keyring, Owed};
+use crate::keyring::{Keyring, NamePolicy, Owed};
 use crate::sealed::file;
 use crate::storage::SledStorage;
 
@@ -94,6 +94,7 @@ impl Engine {
         let _span = tracing::info_span!("erase_residue").entered();
         self.check_writable()?;
         let before = self.residue()?;
+        let retired = self.with_keyring(retired_versions);
         let bytes_before = self.storage.bytes_on_disk()?;
         let old = self.storage.dir();
         let number = self.with_keyring(|keyring| keyring.database) + 1;
@@ -130,14 +131,21 @@ impl Engine {
         }
         erase_dir(&old)?;
         failpoint::reach("residue.removed", "");
-        let certificates = self.certify_erased(&before)?;
+        let certificates = self.certify_erased(&before, &retired)?;
         let bytes_after = self.storage.bytes_on_disk()?;
         tracing::info!(bytes_before, bytes_after, ?writes_paused, "residue erased");
         Ok(ResidueErased { before, bytes_before, bytes_after, writes_paused, certificates })
     }
 
     /// Upgrades the proof of each retired version of which nothing can be found any more.
-    fn certify_erased(&self, before: &[Residue]) -> Result<Vec<Certificate>> {
+    /// Blinded names cannot be searched for: sled cuts off what keys have in common. So of an org
+    /// that has them only versions count that were `retired` when the fresh database was begun,
+    /// into which none of their names came.
+    fn certify_erased(
+        &self,
+        before: &[Residue],
+        retired: &HashSet<(OrgId, KeyVersion)>,
+    ) -> Result<Vec<Certificate>> {
         let left = self.count_envelopes()?;
         let now = now_unix_ms();
         self.change(None, |keyring, drafts| {
@@ -145,8 +153,12 @@ impl Engine {
             let mut certificates = Vec::new();
             for org in &mut keyring.orgs {
                 let successor = org.newest().version;
+                let blinded = org.policy.names() == NamePolicy::Blinded;
                 for v in org.versions.iter_mut().filter(|v| v.state == KeyState::Retired) {
                     if v.residue_erased || left.contains_key(&(org.id, v.version)) {
+                        continue;
+                    }
+                    if blinded && !retired.contains(&(org.id, v.version)) {
                         continue;
                     }
                     v.residue_erased = true;
@@ -203,6 +215,14 @@ impl Engine {
             entries.any(|entry| entry.is_ok_and(|e| SledStorage::exists(&e.path())))
         })
     }
+}
+
+fn retired_versions(keyring: &Keyring) -> HashSet<(OrgId, KeyVersion)> {
+    let of = |org: &crate::keyring::OrgEntry| {
+        let retired = org.versions.iter().filter(|v| v.state == KeyState::Retired);
+        retired.map(|v| (org.id, v.version)).collect::<Vec<_>>()
+    };
+    keyring.orgs.iter().flat_map(of).collect()
 }
 
 fn is_database(path: &Path) -> bool {

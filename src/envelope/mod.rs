@@ -1,8 +1,9 @@
-//! The envelope: header ‖ nonce ‖ ciphertext ‖ tag, as sled stores a value.
+//! The envelope: header ‖ nonce ‖ ciphertext ‖ tag, as sled stores a value; and blinded names.
 //!
 //! Given a key, this floor never chooses one. The byte layout is the table in
 //! `docs/design.md`, pinned by a golden envelope in the tests below.
 
+pub(crate) mod name;
 pub(crate) mod suite;
 mod value;
 

@@ -16,7 +16,7 @@ use crate::material::KeyMaterial;
 
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Newcomer, OrgHistory};
-pub use rules::{OrgPolicy, RetirePolicy};
+pub use rules::{NamePolicy, OrgPolicy, RetirePolicy};
 #[cfg(feature = "import")]
 pub(crate) use tokens::LiveToken;
 use tokens::Tokens;

@@ -22,6 +22,27 @@ pub struct OrgPolicy {
     suite: Suite,
     retire: RetirePolicy,
     rotate_after: RotateAfter,
+    names: NamePolicy,
+}
+
+/// How the names of an org's records are stored, from the org's creation on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamePolicy {
+    /// As they are. Whoever reads the disk reads them.
+    #[default]
+    Clear,
+    /// Sealed, each segment (what stands between two `/`) on its own and always to the same
+    /// bytes, under a key that rotates with the org's key. Whoever reads the disk still sees how
+    /// many records there are, how their names branch, how long each segment is, and which
+    /// segments under one parent are equal, also over time while the key stays.
+    ///
+    /// What it costs: names have at most 128 segments and take 18 bytes more for each. A scan
+    /// opens the names below the last whole segment of its prefix and sorts them in memory
+    /// before it gives the first record. While a key leaves, a name is looked for under the new
+    /// and the old key, and its writers take turns. While a key is suspended, names that need it
+    /// can neither be found nor written, deleted or counted.
+    Blinded,
 }
 
 /// When a key is due to be rotated: whatever comes first. Nothing is destroyed because of it.
@@ -82,7 +103,32 @@ impl OrgPolicy {
             suite: Suite::default(),
             retire: RetirePolicy::default(),
             rotate_after: RotateAfter::default(),
+            names: NamePolicy::default(),
         }
+    }
+
+    /// How the names of its records are stored. Chosen when the org is created: later it stays.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, NamePolicy, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// let policy = OrgPolicy::byok().with_names(NamePolicy::Blinded);
+    /// let acme = store.create_org("acme", policy)?;
+    /// acme.put("clusters/prod/token", "s3cret")?;
+    /// assert_eq!(acme.scan("clusters/").names().count(), 1);
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_names(mut self, names: NamePolicy) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// How the names of its records are stored.
+    #[must_use]
+    pub fn names(&self) -> NamePolicy {
+        self.names
     }
 
     /// The suite that the org starts with; later it is changed by `KeyAdmin::change_suite`.

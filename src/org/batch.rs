@@ -5,9 +5,8 @@ use std::fmt;
 use zeroize::Zeroize;
 
 use super::Org;
-use crate::engine::{check_name, check_value};
+use crate::engine::check_value;
 use crate::error::Result;
-use crate::storage::{Space, Write};
 
 /// Writes that [`commit`](Self::commit) makes together or not at all. Dropping it makes none.
 ///
@@ -56,7 +55,7 @@ impl Batch {
         engine.check_writable()?;
         state.check_exists()?;
         for (name, value) in &self.writes {
-            check_name(name)?;
+            state.check_name(name)?;
             check_value(value.as_deref().unwrap_or_default())?;
         }
         if self.writes.is_empty() {
@@ -66,9 +65,13 @@ impl Batch {
         let sealed = self.writes.iter().map(|(name, value)| {
             let value =
                 value.as_deref().map(|value| engine.seal(&keys, name, value)).transpose()?;
-            Ok(Write { key: state.key(name), value })
+            Ok((state.places(&keys, name)?.all()?, value))
         });
-        engine.storage.apply(Space::Records, sealed.collect::<Result<_>>()?)?;
+        let sealed = sealed.collect::<Result<Vec<_>>>()?;
+        let names = self.writes.iter().map(|(name, _)| &name[..]);
+        let several = sealed.iter().any(|(places, _)| !places.older.is_empty());
+        let _turn = if several { state.turn(names) } else { None };
+        engine.replace_all(sealed)?;
         for (name, _) in &self.writes {
             state.watchers.changed(name);
         }

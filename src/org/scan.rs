@@ -1,14 +1,16 @@
 //! Walking over records, both ways.
 
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
+use std::vec;
 
 use super::Org;
 use crate::engine::{Engine, OrgState};
 use crate::envelope::Value;
 use crate::error::Result;
 use crate::id::OrgId;
-use crate::storage::{Pairs, Range, Space, Stored};
+use crate::storage::{Pairs, Range, Space, Stored, prefix_range};
 
 /// A name and its opened value.
 #[derive(Clone, Debug)]
@@ -21,36 +23,117 @@ pub struct Record {
 
 /// Records in name order, opened one by one as they are taken. A record that does not open is
 /// an error in its place; the scan goes on behind it.
+///
+/// Where names are blinded ([`NamePolicy`](crate::NamePolicy)), the first step opens and sorts
+/// the names below the last whole segment of the prefix, in memory; a name that does not open is
+/// an error before all others.
 pub struct Scan {
     engine: Arc<Engine>,
     org: Arc<OrgState>,
-    pairs: Pairs,
+    source: Source,
 }
 
-/// Names in order; nothing is opened.
+/// Names in order; no value is opened.
 pub struct Names {
     engine: Arc<Engine>,
-    pairs: Pairs,
+    org: Arc<OrgState>,
+    source: Source,
+}
+
+/// Which names a scan is over.
+pub(super) struct Selection {
+    /// What all of them start with.
+    pub(super) within: Vec<u8>,
+    pub(super) range: Range,
+}
+
+enum Source {
+    Clear(Pairs),
+    /// Sorted when the first is taken.
+    Blinded(Result<vec::IntoIter<Result<Vec<u8>>>, Selection>),
+}
+
+/// What a source gives: clear names come with the record's bytes.
+type Found = (Vec<u8>, Option<Stored>);
+
+impl Source {
+    fn new(org: &Org, selection: Selection) -> Self {
+        if org.state.is_blinded() {
+            return Self::Blinded(Err(selection));
+        }
+        let key = |name: Vec<u8>| org.state.key(&name);
+        let all = prefix_range(org.state.id.as_bytes());
+        let from = match selection.range.0 {
+            Bound::Unbounded => all.0,
+            from => from.map(key),
+        };
+        let to = match selection.range.1 {
+            Bound::Unbounded => all.1,
+            to => to.map(key),
+        };
+        Self::Clear(org.engine.storage.scan(Space::Records, (from, to)))
+    }
+
+    fn take(&mut self, engine: &Engine, org: &OrgState, end: End) -> Option<Result<Found>> {
+        match self {
+            Self::Clear(pairs) => {
+                let pair = if end == End::Front { pairs.next() } else { pairs.next_back() };
+                pair.map(|pair| {
+                    pair.map(|(key, stored)| (key[OrgId::LEN..].to_vec(), Some(stored)))
+                })
+            }
+            Self::Blinded(Ok(names)) => {
+                let name = if end == End::Front { names.next() } else { names.next_back() };
+                name.map(|name| name.map(|name| (name, None)))
+            }
+            Self::Blinded(Err(Selection { within, range })) => {
+                let sorted = engine.blinded_names(org, within, range);
+                let (names, failed) = match sorted {
+                    Ok(names) => (names, None),
+                    Err(error) => (Vec::new(), Some(Err(error))),
+                };
+                *self = Self::Blinded(Ok(names.into_iter()));
+                failed.or_else(|| self.take(engine, org, end))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Front,
+    Back,
 }
 
 impl Scan {
-    pub(super) fn new(org: &Org, range: Range) -> Self {
-        let pairs = org.engine.storage.scan(Space::Records, range);
-        Self { engine: Arc::clone(&org.engine), org: Arc::clone(&org.state), pairs }
+    pub(super) fn new(org: &Org, selection: Selection) -> Self {
+        let source = Source::new(org, selection);
+        Self { engine: Arc::clone(&org.engine), org: Arc::clone(&org.state), source }
     }
 
-    /// The names only, without opening anything.
+    /// The names only, without opening any value.
     #[must_use]
     pub fn names(self) -> Names {
-        Names { engine: self.engine, pairs: self.pairs }
+        Names { engine: self.engine, org: self.org, source: self.source }
     }
 
-    /// `None` if the record was deleted since the storage handed it out.
-    fn open(&self, pair: Result<(Vec<u8>, Stored)>) -> Option<Result<Record>> {
+    fn take(&mut self, end: End) -> Option<Result<Record>> {
+        loop {
+            let found = self.source.take(&self.engine, &self.org, end)?;
+            if let Some(record) = self.open(found) {
+                return Some(record);
+            }
+        }
+    }
+
+    /// `None` if the record was deleted since its name was found.
+    fn open(&self, found: Result<Found>) -> Option<Result<Record>> {
         let usable = self.engine.check_open().and(self.org.check_exists());
-        let opened = usable.and(pair).and_then(|(key, stored)| {
-            let name = key[OrgId::LEN..].to_vec();
-            let value = self.engine.open_or_reread(&self.org, &name, &stored)?;
+        let opened = usable.and(found).and_then(|(name, stored)| {
+            let value = match &stored {
+                Some(stored) => self.engine.open_or_reread(&self.org, &name, stored)?,
+                None => self.engine.read(&self.org, &name)?,
+            };
             Ok(value.map(|value| Record { name, value }))
         });
         opened.transpose()
@@ -61,29 +144,20 @@ impl Iterator for Scan {
     type Item = Result<Record>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let pair = self.pairs.next()?;
-            if let Some(record) = self.open(pair) {
-                return Some(record);
-            }
-        }
+        self.take(End::Front)
     }
 }
 
 impl DoubleEndedIterator for Scan {
     fn next_back(&mut self) -> Option<Self::Item> {
-        loop {
-            let pair = self.pairs.next_back()?;
-            if let Some(record) = self.open(pair) {
-                return Some(record);
-            }
-        }
+        self.take(End::Back)
     }
 }
 
 impl Names {
-    fn name(&self, pair: Result<(Vec<u8>, Stored)>) -> Result<Vec<u8>> {
-        self.engine.check_open().and(pair).map(|(key, _)| key[OrgId::LEN..].to_vec())
+    fn take(&mut self, end: End) -> Option<Result<Vec<u8>>> {
+        let found = self.source.take(&self.engine, &self.org, end)?;
+        Some(self.engine.check_open().and(found).map(|(name, _)| name))
     }
 }
 
@@ -91,15 +165,13 @@ impl Iterator for Names {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let pair = self.pairs.next()?;
-        Some(self.name(pair))
+        self.take(End::Front)
     }
 }
 
 impl DoubleEndedIterator for Names {
     fn next_back(&mut self) -> Option<Self::Item> {
-        let pair = self.pairs.next_back()?;
-        Some(self.name(pair))
+        self.take(End::Back)
     }
 }
 

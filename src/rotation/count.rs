@@ -1,9 +1,11 @@
-//! An independent look at an org's records: headers only, nothing is opened.
+//! An independent look at an org's records: headers, and which version a blinded name is under;
+//! nothing is opened.
 
 use super::pass::Cursor;
-use crate::engine::{Engine, OrgState};
+use crate::engine::{Engine, OrgState, place_version};
 use crate::envelope::Header;
 use crate::error::Result;
+use crate::id::KeyVersion;
 use crate::observe::Census;
 
 /// A count of headers that is under way.
@@ -22,13 +24,16 @@ impl HeaderCount {
 
     /// Looks at the next records; `false` at the end.
     pub(crate) fn step(&mut self, engine: &Engine, org: &OrgState) -> Result<bool> {
-        for (_, stored) in self.cursor.chunk(engine, Self::STEP)? {
-            match Header::decode(&stored) {
-                Ok(header) if header.org == org.id => {
-                    *self.census.by_version.entry(header.version).or_default() += 1;
-                    *self.census.by_suite.entry(header.suite).or_default() += 1;
-                }
-                _ => self.census.malformed += 1,
+        for (key, stored) in self.cursor.chunk(engine, Self::STEP)? {
+            let header = Header::decode(&stored).ok().filter(|header| header.org == org.id);
+            let (Some(header), Some(place)) = (header, place(org, &key)) else {
+                self.census.malformed += 1;
+                continue;
+            };
+            *self.census.by_version.entry(header.version).or_default() += 1;
+            *self.census.by_suite.entry(header.suite).or_default() += 1;
+            if let Some(version) = place {
+                *self.census.by_name_version.entry(version).or_default() += 1;
             }
         }
         Ok(!self.cursor.exhausted)
@@ -43,4 +48,9 @@ impl HeaderCount {
         while count.step(engine, org)? {}
         Ok(count.census)
     }
+}
+
+/// The version that a record's name is blinded under, `Some(None)` if it is clear.
+fn place(org: &OrgState, key: &[u8]) -> Option<Option<KeyVersion>> {
+    if org.is_blinded() { place_version(key).map(Some) } else { Some(None) }
 }

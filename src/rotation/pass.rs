@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, OrgKeys, OrgState, Slot, printable};
+use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable, split_at_places_of};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Drained;
@@ -54,16 +54,45 @@ impl Tally {
 /// A walk over an org's records, chunk by chunk, each with a scan of its own.
 pub(super) struct Cursor {
     range: Range,
+    /// What comes when that is walked.
+    next: Option<Range>,
     pub(super) exhausted: bool,
 }
 
 impl Cursor {
     pub(super) fn new(org: OrgId) -> Self {
-        Self { range: prefix_range(org.as_bytes()), exhausted: false }
+        Self { range: prefix_range(org.as_bytes()), next: None, exhausted: false }
+    }
+
+    /// For who moves records, or walks while they move: a blinded name moves to the place of the
+    /// active version, so that is walked first and nothing is met twice.
+    pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> Self {
+        let all = Self::new(org.id);
+        if !org.is_blinded() {
+            return all;
+        }
+        let (from, to) = all.range;
+        let (first, rest) = split_at_places_of(org.id, active);
+        Self { range: (first, to), next: Some((from, rest)), exhausted: false }
     }
 
     /// The next records, at most `most` and about `CHUNK_BYTES`; empty at the end.
     pub(super) fn chunk(&mut self, engine: &Engine, most: usize) -> Result<Vec<(Vec<u8>, Stored)>> {
+        loop {
+            let chunk = self.part(engine, most)?;
+            match (chunk.last(), self.next.take_if(|_| chunk.is_empty())) {
+                (Some((key, _)), _) => self.range.0 = Bound::Excluded(key.clone()),
+                (None, Some(next)) => {
+                    self.range = next;
+                    continue;
+                }
+                (None, None) => self.exhausted = true,
+            }
+            return Ok(chunk);
+        }
+    }
+
+    fn part(&self, engine: &Engine, most: usize) -> Result<Vec<(Vec<u8>, Stored)>> {
         let mut chunk = Vec::with_capacity(most);
         let mut bytes = 0;
         for pair in engine.storage.scan(Space::Records, self.range.clone()) {
@@ -73,10 +102,6 @@ impl Cursor {
             if chunk.len() >= most || bytes >= CHUNK_BYTES {
                 break;
             }
-        }
-        match chunk.last() {
-            Some((key, _)) => self.range.0 = Bound::Excluded(key.clone()),
-            None => self.exhausted = true,
         }
         Ok(chunk)
     }
@@ -117,11 +142,12 @@ pub(super) struct CleanPass {
 
 impl Pass {
     pub(super) fn new(org: &OrgState) -> Self {
+        let leaving = Leaving::when(&org.gate.drained());
         Self {
-            cursor: Cursor::new(org.id),
+            cursor: Cursor::against_moves(org, leaving.active),
             tally: Tally::default(),
             outstanding: 0,
-            leaving: Leaving::when(&org.gate.drained()),
+            leaving,
         }
     }
 
@@ -165,7 +191,7 @@ impl Job {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.records.iter().try_for_each(|(key, stored)| {
                 tally.bytes += stored.len() as u64;
-                rewrite(engine, &self.org, &key[OrgId::LEN..], key, stored.clone(), &mut tally)
+                rewrite(engine, &self.org, key, stored.clone(), &mut tally)
             })
         }));
         let error = match outcome {
@@ -178,11 +204,10 @@ impl Job {
 
 /// Brings one record under the active key by compare-and-swap on the exact old envelope. A lost
 /// swap means that somebody newer was there: the record is read again. So no write is lost and
-/// no delete undone (invariant 5).
+/// no delete undone (invariant 5). A blinded name is brought there with it.
 fn rewrite(
     engine: &Engine,
     org: &OrgState,
-    name: &[u8],
     key: &[u8],
     mut stored: Stored,
     tally: &mut Tally,
@@ -191,41 +216,49 @@ fn rewrite(
         // Inside the gate like any writer: what is sealed here is in the tree before the
         // version it was sealed under can be replaced.
         let keys = org.gate.enter();
-        let opened = keys.open(name, &stored);
+        let name = keys.name(org, key);
+        let opened = name.as_ref().map_err(Error::clone).and_then(|name| keys.open(name, &stored));
         let header = keys.header(&stored);
-        match (opened, header) {
-            (Ok(_), Ok(header)) if keys.is_current(&header) => {
+        match (&name, opened, header) {
+            (Ok(_), Ok(_), Ok(header))
+                if keys.is_current(&header) && keys.is_newest_place(org, key) =>
+            {
                 tally.current += 1;
                 return Ok(());
             }
-            (Ok(value), Ok(header)) => {
+            (Ok(name), Ok(value), Ok(header)) => {
                 let envelope = keys.seal(name, &value)?;
                 failpoint::reach("rewrite.sealed", &org.name);
-                let swapped = engine.storage.compare_and_swap(
-                    Space::Records,
-                    key,
-                    Some(&stored),
-                    Some(envelope),
-                )?;
-                if swapped {
-                    failpoint::reach("rewrite.swapped", &org.name);
-                    engine.written();
-                    *tally.rewritten.entry((header.version, header.suite)).or_default() += 1;
-                    return Ok(());
+                match engine.move_record(org, &keys, (name, key), &stored, envelope)? {
+                    Moved::Yes => {
+                        failpoint::reach("rewrite.swapped", &org.name);
+                        engine.written();
+                        *tally.rewritten.entry((header.version, header.suite)).or_default() += 1;
+                        return Ok(());
+                    }
+                    Moved::Superseded => {
+                        engine.written();
+                        tally.gone += 1;
+                        return Ok(());
+                    }
+                    Moved::Lost => {}
                 }
             }
-            (Err(error @ Error::KeySuspended { .. }), _) => return Err(error),
-            (Err(error), _) => {
+            (_, Err(error @ Error::KeySuspended { .. }), _) => return Err(error),
+            (name, Err(error), _) => {
                 let now = engine.storage.get(Space::Records, key)?;
                 if now.as_ref() == Some(&stored) {
                     tracing::error!(org = %org.name, %error, "a record does not open");
-                    let described = || format!("\"{}\" ({error})", printable(name));
+                    let described = || match name {
+                        Ok(name) => format!("\"{}\" ({error})", printable(name)),
+                        Err(_) => error.to_string(),
+                    };
                     tally.first_unreadable.get_or_insert_with(described);
                     tally.unreadable += 1;
                     return Ok(());
                 }
             }
-            (Ok(_), Err(_)) => debug_assert!(false, "opened without a header"),
+            (_, Ok(_), _) => debug_assert!(false, "opened without a header or a name"),
         }
         drop(keys);
         match engine.storage.get(Space::Records, key)? {

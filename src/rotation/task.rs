@@ -90,7 +90,10 @@ impl Task {
             is_erasure: false,
             retry_delay: FIRST_RETRY,
             rewritten: None,
-            survey: Survey { cursor: Cursor::new(org.id), records: 0 },
+            survey: Survey {
+                cursor: Cursor::against_moves(&org, org.gate.snapshot().active),
+                records: 0,
+            },
             meter: Meter::new(Instant::now()),
             span: tracing::info_span!("rotation", org = %org.name),
             org,

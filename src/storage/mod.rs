@@ -13,7 +13,7 @@ pub(crate) use self::sled::{SledOptions, SledStorage, Stored};
 /// Two key spaces of one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
-    /// Envelopes: org id ‖ name.
+    /// Envelopes: org id ‖ name, clear or blinded.
     Records,
     /// What the store keeps about itself: mark, audit entries, certificates, progress.
     System,
@@ -45,8 +45,9 @@ pub(crate) trait Storage: Send + Sync {
         new: Option<Vec<u8>>,
     ) -> Result<bool>;
 
-    /// All writes or none, also after a crash. A reader of several keys may see some of them
-    /// before the others.
+    /// All writes or none, also after a crash. A single `get`, or step of a scan, comes before
+    /// all of them or after all; who reads several keys may see some of the old ones and then
+    /// some of the new.
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()>;
 
     /// Lazily, in key order. Keys written behind the iterator are not seen, keys ahead are.

@@ -2,13 +2,16 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use base64::Engine as _;
 use byokv::{
-    Certificate, KeyMaterial, Options, Org, OrgPolicy, Restored, Result, RootKey, Rotation, Store,
+    Certificate, KeyMaterial, KeyState, KeyVersion, NamePolicy, Options, Org, OrgPolicy, Restored,
+    Result, RootKey, Rotation, Store, failpoint,
 };
 
 /// Base64 text of 32 random bytes, as `openssl rand -base64 32` prints it.
@@ -64,7 +67,14 @@ impl Place {
 
 /// An org with `records` records `n0`… of the values `v0`….
 pub(crate) fn filled(store: &Store, name: &str, records: usize) -> Org {
-    let org = store.create_org(name, OrgPolicy::byok()).unwrap();
+    fill(store.create_org(name, OrgPolicy::byok()).unwrap(), records)
+}
+
+pub(crate) fn blinded() -> OrgPolicy {
+    OrgPolicy::byok().with_names(NamePolicy::Blinded)
+}
+
+fn fill(org: Org, records: usize) -> Org {
     for i in 0..records {
         org.put(format!("n{i:05}"), format!("v{i}")).unwrap();
     }
@@ -133,4 +143,55 @@ pub(crate) fn escape(key: &[u8]) -> Vec<u8> {
             byte => vec![byte],
         })
         .collect()
+}
+
+/// Like [`filled`], with blinded names.
+pub(crate) fn filled_blinded(store: &Store, name: &str, records: usize) -> Org {
+    fill(store.create_org(name, blinded()).unwrap(), records)
+}
+
+pub(crate) fn states(store: &Store, org: &str) -> Vec<KeyState> {
+    store.keys().status(org).unwrap().versions.iter().map(|v| v.state).collect()
+}
+
+/// Every record under one version, name and value.
+pub(crate) fn all_under(store: &Store, org: &str, version: u32, records: u64) {
+    let census = store.keys().census(org).unwrap();
+    let plain = |counts: &BTreeMap<KeyVersion, u64>| {
+        counts.iter().map(|(version, count)| (version.get(), *count)).collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&census.by_version), [(version, records)]);
+    assert_eq!(census.by_name_version, census.by_version);
+    assert_eq!(census.malformed, 0);
+}
+
+/// Holds the first thread that comes to a point, until it is let go.
+pub(crate) struct Held {
+    _hook: failpoint::Installed,
+    at_point: mpsc::Receiver<()>,
+    release: Option<mpsc::Sender<()>>,
+}
+
+impl Held {
+    pub(crate) fn at(point: &'static str, org: &str) -> Self {
+        let (reached, at_point) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(Some(released));
+        let hook = failpoint::on(point, org, move || {
+            let released = released.lock().unwrap().take();
+            if let Some(released) = released {
+                reached.send(()).unwrap();
+                let _ = released.recv();
+            }
+        });
+        Self { _hook: hook, at_point, release: Some(release) }
+    }
+
+    pub(crate) fn wait(&self) {
+        self.at_point.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+
+    pub(crate) fn let_go(&mut self) {
+        self.release = None;
+    }
 }

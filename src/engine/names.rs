@@ -1,0 +1,360 @@
+//! Where records lie in the storage.
+//!
+//! A clear name is its own place. A blinded name has one under each key version that lives, and
+//! its record lies at one of them:
+//! - a write puts it under the active version and takes it away from the others in one step;
+//! - the rotation moves it there the same way;
+//! - both take turns by name while there is more than one place. With a single place there is
+//!   nothing to take turns for, and every writer inside the gate has the same snapshot.
+//!
+//! So a record is never at two places, and only ever moves to newer ones.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Engine, OrgKeys, OrgState, Slot, check_name};
+use crate::envelope::name;
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::gate::Entered;
+use crate::id::{KeyState, KeyVersion, OrgId};
+use crate::storage::{Range, Space, Stored, Write, prefix_range};
+
+/// Locks for writers of blinded names, by a hash of the name.
+pub(crate) struct Stripes {
+    locks: [Mutex<()>; 64],
+    hasher: RandomState,
+}
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Self { locks: [const { Mutex::new(()) }; 64], hasher: RandomState::new() }
+    }
+}
+
+/// A writer's turn for some names.
+#[must_use = "others write meanwhile"]
+pub(crate) struct Turn<'a> {
+    _held: Vec<MutexGuard<'a, ()>>,
+}
+
+/// The storage keys at which a record may lie.
+pub(crate) struct Places {
+    /// Under the active version, where every write goes; if that is suspended, the newest that
+    /// is not.
+    pub(crate) newest: Vec<u8>,
+    /// Newest first.
+    pub(crate) older: Vec<Vec<u8>>,
+    /// A suspended version under which it may lie too; nobody can say where.
+    withheld: Option<Error>,
+}
+
+impl Places {
+    /// For who has to know all of them.
+    pub(crate) fn all(self) -> Result<Self> {
+        match self.withheld {
+            Some(error) => Err(error),
+            None => Ok(self),
+        }
+    }
+}
+
+/// What [`Engine::move_record`] found.
+pub(crate) enum Moved {
+    Yes,
+    /// Somebody newer was there.
+    Lost,
+    /// The record lies at a newer place already: what was found was put back by somebody, and
+    /// is removed.
+    Superseded,
+}
+
+impl OrgState {
+    pub(crate) fn is_blinded(&self) -> bool {
+        self.stripes.is_some()
+    }
+
+    pub(crate) fn check_name(&self, name: &[u8]) -> Result<()> {
+        check_name(name)?;
+        if self.is_blinded() {
+            let segments = name::segments(name);
+            if segments > name::MAX_SEGMENTS {
+                return Err(Error::NameDepth { segments, limit: name::MAX_SEGMENTS });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the record may lie, by one snapshot of the org's keys.
+    pub(crate) fn places(&self, keys: &OrgKeys, name: &[u8]) -> Result<Places> {
+        if !self.is_blinded() {
+            return Ok(Places { newest: self.key(name), older: Vec::new(), withheld: None });
+        }
+        let mut withheld = None;
+        let mut places = Vec::new();
+        for slot in keys.slots.iter().rev().filter(|slot| slot.state != KeyState::Retired) {
+            match &slot.name_key {
+                Some(key) => places.push(key.seal(name)),
+                None => withheld = withheld.or_else(|| Some(keys.suspended(slot.version))),
+            }
+        }
+        let mut places = places.into_iter();
+        match (places.next(), withheld) {
+            (Some(newest), withheld) => Ok(Places { newest, older: places.collect(), withheld }),
+            (None, Some(suspended)) => Err(suspended),
+            (None, None) => Err(Error::OrgErased { org: self.name.to_string() }),
+        }
+    }
+
+    /// Looks for a record with one snapshot taken before. A blinded one that is not found may
+    /// have moved to a place that the snapshot does not know, if that was replaced meanwhile:
+    /// then it is looked for again (invariant 6).
+    pub(super) fn read<T>(
+        &self,
+        look: impl FnMut(&OrgKeys) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        if self.is_blinded() {
+            self.gate.read_until(look, |found| matches!(found, Ok(Some(_))))
+        } else {
+            self.gate.read(look)
+        }
+    }
+
+    /// A turn for names that have more than one place. Never taken twice by one thread.
+    pub(crate) fn turn<'n>(&self, names: impl IntoIterator<Item = &'n [u8]>) -> Option<Turn<'_>> {
+        let stripes = self.stripes.as_ref()?;
+        let stripe = |name| {
+            let count = stripes.locks.len() as u64;
+            usize::try_from(stripes.hasher.hash_one::<&[u8]>(name) % count).unwrap_or(0)
+        };
+        let mut wanted: Vec<_> = names.into_iter().map(stripe).collect();
+        // Ascending, so that no two batches wait for each other.
+        wanted.sort_unstable();
+        wanted.dedup();
+        let lock = |index: usize| stripes.locks[index].lock();
+        let held =
+            wanted.into_iter().map(lock).map(|held| held.unwrap_or_else(PoisonError::into_inner));
+        Some(Turn { _held: held.collect() })
+    }
+}
+
+impl OrgKeys {
+    /// The name of the record with this storage key.
+    pub(crate) fn name<'k>(&self, org: &OrgState, key: &'k [u8]) -> Result<Cow<'k, [u8]>> {
+        if !org.is_blinded() {
+            return Ok(Cow::Borrowed(&key[OrgId::LEN..]));
+        }
+        let Some(version) = name::version(key) else {
+            return Err(self.nameless(key, "its blinded name has no key version"));
+        };
+        match self.slot(version) {
+            Some(slot) => match &slot.name_key {
+                Some(names) => match names.open(key) {
+                    Ok(name) => Ok(Cow::Owned(name)),
+                    Err(why) => Err(self.nameless(key, why)),
+                },
+                None if slot.state == KeyState::Retired => {
+                    Err(Error::KeyRetired { org: self.name.to_string(), version })
+                }
+                None => Err(self.suspended(version)),
+            },
+            None => {
+                let why =
+                    format!("its name is blinded under {version}, which this keyring never had");
+                Err(self.nameless(key, why))
+            }
+        }
+    }
+
+    /// The parts of the storage to walk for the names that start with `within`, in this order, or
+    /// the suspended version under which they cannot be found; only versions newer than `walked`.
+    fn parts(&self, within: &[u8], walked: Option<KeyVersion>) -> Vec<Result<Range>> {
+        if walked.is_none() && !within.contains(&b'/') {
+            // Also what lies under no version that the org has: it becomes an error.
+            return vec![Ok(prefix_range(self.org.as_bytes()))];
+        }
+        let lives = |slot: &&Slot| slot.state != KeyState::Retired && Some(slot.version) > walked;
+        let part = |slot: &Slot| match &slot.name_key {
+            Some(names) => Ok(prefix_range(&names.seal_parent(within))),
+            None => Err(self.suspended(slot.version)),
+        };
+        self.slots.iter().filter(lives).map(part).collect()
+    }
+
+    /// Whether a write would put the record there.
+    pub(crate) fn is_newest_place(&self, org: &OrgState, key: &[u8]) -> bool {
+        !org.is_blinded() || name::version(key) == Some(self.active)
+    }
+
+    /// Of a record whose name does not open: the first bytes of its storage key.
+    fn nameless(&self, key: &[u8], why: impl ToString) -> Error {
+        let start = key.get(OrgId::LEN..).unwrap_or_default();
+        let hex: String = start.iter().take(40).map(|byte| format!("{byte:02x}")).collect();
+        self.damaged(format!("(blinded) {hex}").as_bytes(), why)
+    }
+}
+
+impl Engine {
+    /// The bytes of a record, for a reader or for a writer whose turn it is.
+    pub(crate) fn find(
+        &self,
+        org: &OrgState,
+        keys: &OrgKeys,
+        name: &[u8],
+    ) -> Result<Option<Stored>> {
+        let places = org.places(keys, name)?;
+        match self.find_at(org, &places)? {
+            None => places.all().map(|_| None),
+            found => Ok(found),
+        }
+    }
+
+    /// 1. Newest first, then older: most records lie there.
+    /// 2. The newest again: a record that lay at an older place in 1 may have moved before that
+    ///    was looked at. It moves in one step, so it cannot be missed twice.
+    pub(crate) fn find_at(&self, org: &OrgState, places: &Places) -> Result<Option<Stored>> {
+        let look = |place: &[u8]| self.storage.get(Space::Records, place);
+        if let Some(stored) = look(&places.newest)? {
+            return Ok(Some(stored));
+        }
+        for place in &places.older {
+            failpoint::reach("names.looked", &org.name);
+            if let Some(stored) = look(place)? {
+                return Ok(Some(stored));
+            }
+        }
+        if places.older.is_empty() { Ok(None) } else { look(&places.newest) }
+    }
+
+    /// The names in `range` that start with `within`, in order; before them, what kept others
+    /// from being opened.
+    ///
+    /// Records only ever move to newer versions, so the oldest is walked first, and what became
+    /// active meanwhile at the end: a record that moves is met at least once.
+    pub(crate) fn blinded_names(
+        &self,
+        org: &OrgState,
+        within: &[u8],
+        range: &Range,
+    ) -> Result<Vec<Result<Vec<u8>>>> {
+        let (mut names, mut faults) = (Vec::new(), Vec::new());
+        let mut walked = None;
+        loop {
+            let keys = org.gate.snapshot();
+            for part in keys.parts(within, walked) {
+                let part = match part {
+                    Ok(part) => part,
+                    Err(suspended) => {
+                        faults.push(suspended);
+                        continue;
+                    }
+                };
+                for pair in self.storage.scan(Space::Records, part) {
+                    let (key, _) = pair?;
+                    if name::version(&key) > Some(keys.active) && !org.gate.is_current(&keys) {
+                        // It became active meanwhile, and is walked next.
+                        break;
+                    }
+                    match keys.name(org, &key) {
+                        Ok(name) => names.push(name.into_owned()),
+                        Err(error) => faults.push(error),
+                    }
+                }
+            }
+            walked = Some(keys.active);
+            if org.gate.is_current(&keys) {
+                break;
+            }
+        }
+        names.retain(|name| name.starts_with(within) && range.contains(name));
+        names.sort_unstable();
+        names.dedup();
+        Ok(faults.into_iter().map(Err).chain(names.into_iter().map(Ok)).collect())
+    }
+
+    /// Whether there is a record of this name.
+    pub(crate) fn contains(&self, org: &OrgState, name: &[u8]) -> Result<bool> {
+        org.read(|keys| self.find(org, keys, name)).map(|found| found.is_some())
+    }
+
+    /// Puts an envelope to the newest place, or nothing, and takes away what lies at others.
+    pub(super) fn replace(
+        &self,
+        org: &OrgState,
+        name: &[u8],
+        places: Places,
+        envelope: Option<Vec<u8>>,
+    ) -> Result<()> {
+        if places.older.is_empty() {
+            return self.storage.put(Space::Records, &places.newest, envelope);
+        }
+        let _turn = org.turn([name]);
+        self.replace_all(vec![(places, envelope)])
+    }
+
+    /// Likewise for many records in one step, which have one place each, or whose turn it is.
+    pub(crate) fn replace_all(&self, records: Vec<(Places, Option<Vec<u8>>)>) -> Result<()> {
+        let mut writes = Vec::with_capacity(records.len());
+        for (places, value) in records {
+            writes.push(Write { key: places.newest, value });
+            for key in places.older {
+                if self.storage.get(Space::Records, &key)?.is_some() {
+                    writes.push(Write { key, value: None });
+                }
+            }
+        }
+        self.storage.apply(Space::Records, writes)
+    }
+
+    /// Replaces a record by its envelope under the active version, at the place of that version,
+    /// if the record is still exactly what was read.
+    pub(crate) fn move_record(
+        &self,
+        org: &OrgState,
+        keys: &Entered<'_, OrgKeys>,
+        (name, key): (&[u8], &[u8]),
+        old: &Stored,
+        envelope: Vec<u8>,
+    ) -> Result<Moved> {
+        if keys.is_newest_place(org, key) {
+            let swapped =
+                self.storage.compare_and_swap(Space::Records, key, Some(old), Some(envelope))?;
+            return Ok(if swapped { Moved::Yes } else { Moved::Lost });
+        }
+        let places = org.places(keys, name)?.all()?;
+        let _turn = org.turn([name]);
+        if self.storage.get(Space::Records, key)?.as_ref() != Some(old) {
+            return Ok(Moved::Lost);
+        }
+        let remove = Write { key: key.to_vec(), value: None };
+        let newer = std::iter::once(&places.newest)
+            .chain(places.older.iter().take_while(|place| place.as_slice() != key));
+        for place in newer {
+            if self.storage.get(Space::Records, place)?.is_some() {
+                self.storage.apply(Space::Records, vec![remove])?;
+                return Ok(Moved::Superseded);
+            }
+        }
+        let put = Write { key: places.newest, value: Some(envelope) };
+        self.storage.apply(Space::Records, vec![put, remove])?;
+        failpoint::reach("names.moved", &org.name);
+        Ok(Moved::Yes)
+    }
+}
+
+/// The key version of a record's place, where names are blinded.
+pub(crate) fn place_version(key: &[u8]) -> Option<KeyVersion> {
+    name::version(key)
+}
+
+/// Where in an org's range the places of this version and newer ones begin, as the start of
+/// what is there and the end of what is before.
+pub(crate) fn split_at_places_of(
+    org: OrgId,
+    version: KeyVersion,
+) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let start = name::start(org, version).to_vec();
+    (Bound::Included(start.clone()), Bound::Excluded(start))
+}
