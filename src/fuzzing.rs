@@ -1,5 +1,7 @@
 //! A hidden door to the decoders, for `fuzz/` alone: both sides of the tag.
 
+#[cfg(feature = "backup")]
+use crate::backup;
 use crate::envelope::{self, Header};
 use crate::id::{KeyVersion, OrgId, Suite};
 use crate::keyring::root::{self, RootKey};
@@ -29,4 +31,10 @@ pub fn envelope_open(bytes: &[u8]) {
 pub fn keyring_decode(bytes: &[u8]) {
     let root = RootKey::from_material(KeyMaterial::take(&mut [3; 32]));
     root::fuzz(&root, bytes);
+}
+
+/// A backup under `key` around these bytes: as its whole inside, or as its entries.
+#[cfg(feature = "backup")]
+pub fn backup_seal(key: &KeyMaterial, bytes: &[u8]) -> Vec<u8> {
+    backup::fuzz_seal(key, bytes).unwrap_or_default()
 }

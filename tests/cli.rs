@@ -20,9 +20,12 @@ const BYOKV: &str = env!("CARGO_BIN_EXE_byokv");
 #[test]
 fn examples() {
     // git keeps no mode but the executable one.
-    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/keys.in");
-    for key in ["acme.key", "other.key"] {
-        fs::set_permissions(keys.join(key), fs::Permissions::from_mode(0o600)).unwrap();
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
+    for key in
+        ["keys.in/acme", "keys.in/other", "backup.in/acme", "backup.in/backup", "backup.in/other"]
+    {
+        let key = cases.join(key).with_extension("key");
+        fs::set_permissions(key, fs::Permissions::from_mode(0o600)).unwrap();
     }
     trycmd::TestCases::new()
         .register_bin("byokv", Path::new(BYOKV))

@@ -185,7 +185,8 @@ impl fmt::Display for AuditEntry {
                 write!(f, "backup {backup} made, ")?;
                 match (orgs.as_slice(), whole_store) {
                     ([(org, _)], false) => write!(f, "of org {org}")?,
-                    (orgs, _) => write!(f, "of {} orgs", orgs.len())?,
+                    (orgs, true) => write!(f, "of all orgs, {}", orgs.len())?,
+                    (orgs, false) => write!(f, "of {} orgs", orgs.len())?,
                 }
                 if (*left_out, *unreadable) != (0, 0) {
                     write!(f, ", without {left_out} orgs and {unreadable} records")?;

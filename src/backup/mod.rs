@@ -3,6 +3,8 @@
 
 mod contents;
 mod entry;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -10,4 +12,6 @@ mod tests;
 pub use contents::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
 pub(crate) use contents::{Manifest, OrgPart, check};
 pub(crate) use entry::Entry;
+#[cfg(feature = "fuzzing")]
+pub(crate) use fuzz::fuzz_seal;
 pub(crate) use stream::{Head, Opener, Sealer};

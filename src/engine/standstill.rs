@@ -7,19 +7,19 @@ use crate::keyring::Keyring;
 use std::sync::{Arc, PoisonError};
 
 impl Engine {
-    /// Runs `look` while no write of the orgs (of the one named, or of all) is under way, none
+    /// Runs `look` while no write of the orgs (of those named, or of all) is under way, none
     /// can begin, and the keyring cannot change. Every write that returned before has told the
     /// org's watches. `look` must be quick: everybody waits for it.
     ///
     /// The keyring's lock is taken first, then the gates: nobody waits for it inside a gate.
     pub(crate) fn at_standstill<T>(
         &self,
-        only: Option<&str>,
+        only: &[String],
         look: impl FnOnce(&Keyring, &[Arc<OrgState>]) -> Result<T>,
     ) -> Result<T> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut orgs = self.orgs();
-        orgs.retain(|org| only.is_none_or(|only| *org.name == *only));
+        orgs.retain(|org| only.is_empty() || only.iter().any(|only| *org.name == **only));
         let _held: Vec<_> = orgs.iter().map(|org| org.gate.hold()).collect();
         look(&ring.keyring, &orgs)
     }

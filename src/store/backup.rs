@@ -36,19 +36,21 @@ type Tell<'a> = dyn FnMut(&str, u64) + 'a;
 pub struct Backup<'a> {
     engine: &'a Arc<Engine>,
     key: &'a KeyMaterial,
-    only: Option<String>,
+    /// All, if it is empty.
+    only: Vec<String>,
     skip_unreadable: bool,
     on_progress: Option<Box<Tell<'a>>>,
 }
 
 impl<'a> Backup<'a> {
     pub(super) fn new(engine: &'a Arc<Engine>, key: &'a KeyMaterial) -> Self {
-        Self { engine, key, only: None, skip_unreadable: false, on_progress: None }
+        Self { engine, key, only: Vec::new(), skip_unreadable: false, on_progress: None }
     }
 
-    /// Of this org alone. Such a backup tells nothing of other orgs, not even that there are any.
+    /// Of this org alone; called again, of several. Such a backup tells nothing of other orgs, not
+    /// even that there are any.
     pub fn only(mut self, org: &str) -> Self {
-        self.only = Some(org.to_owned());
+        self.only.push(org.to_owned());
         self
     }
 
@@ -66,7 +68,7 @@ impl<'a> Backup<'a> {
     }
 
     fn is_of(&self, org: &OrgState) -> bool {
-        self.only.as_deref().is_none_or(|only| *org.name == *only)
+        self.only.is_empty() || self.only.iter().any(|only| *org.name == **only)
     }
 
     /// Writes the backup. What is written can be restored only if this returns `Ok`; whether it
@@ -74,18 +76,18 @@ impl<'a> Backup<'a> {
     ///
     /// # Errors
     /// [`Error::KeyReused`] if the backup key is or was an org's key or a root key;
-    /// [`Error::OrgUnknown`]; [`Error::KeySuspended`] for the one org asked for, or for any that
+    /// [`Error::OrgUnknown`]; [`Error::KeySuspended`] for an org asked for by name, or for any that
     /// is suspended while it is read; [`Error::OrgErased`] if one is erased meanwhile;
     /// [`Error::RecordDamaged`], [`BackupError::Outrun`]; errors of `to`.
     pub fn write_to(self, to: impl Write) -> Result<BackupContents> {
         let head = Head::new(self.key)?;
-        if let Some(org) = &self.only {
+        for org in &self.only {
             self.engine.org(org)?;
         }
         self.engine.admit_backup_key(head.key)?;
         let sealer = Sealer::new(to, self.key, head)?;
         let (engine, key) = (self.engine, head.key);
-        let whole_store = self.only.is_none();
+        let whole_store = self.only.is_empty();
         let making = Making {
             plan: self,
             sealer,
@@ -158,14 +160,15 @@ impl<W: Write> Making<'_, W> {
             if !self.plan.is_of(&state) || !self.known.insert(state.id) {
                 continue;
             }
-            match (withheld(self.plan.engine, &state), &self.plan.only) {
+            match (withheld(self.plan.engine, &state), self.plan.only.is_empty()) {
                 (None, _) => self.scan(state)?,
-                (Some(suspended), None) => {
+                (Some(suspended), true) => {
                     let (name, id) = (state.name.to_string(), state.id);
                     self.left_out.push(LeftOutOrg { name, id, suspended });
                 }
-                (Some(version), Some(org)) => {
-                    return Err(Error::KeySuspended { org: org.clone(), version });
+                (Some(version), false) => {
+                    let org = state.name.to_string();
+                    return Err(Error::KeySuspended { org, version });
                 }
             }
         }
@@ -219,7 +222,8 @@ impl<W: Write> Making<'_, W> {
         const MOST: usize = 64 << 20;
 
         let engine = Arc::clone(self.plan.engine);
-        engine.at_standstill(self.plan.only.clone().as_deref(), |keyring, orgs| {
+        let only = self.plan.only.clone();
+        engine.at_standstill(&only, |keyring, orgs| {
             self.collect_notes();
             if orgs.iter().any(|org| !self.known.contains(&org.id)) {
                 return Ok(None);
@@ -262,7 +266,7 @@ impl<W: Write> Making<'_, W> {
             Ok(OrgPart { history, entries: 0, bytes: 0 })
         };
         let orgs = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
-        let is_whole = self.plan.only.is_none();
+        let is_whole = self.plan.only.is_empty();
         let ids: HashSet<OrgId> = orgs.iter().map(|part| part.history.id).collect();
         Ok(Manifest {
             store: keyring.store,

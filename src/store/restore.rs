@@ -23,7 +23,8 @@ pub struct Restore<'a> {
     engine: &'a Arc<Engine>,
     rotations: &'a Arc<Rotations>,
     key: &'a KeyMaterial,
-    only: Option<String>,
+    /// All, if it is empty.
+    only: Vec<String>,
     keys: Vec<(String, KeyMaterial)>,
 }
 
@@ -65,12 +66,12 @@ impl<'a> Restore<'a> {
         rotations: &'a Arc<Rotations>,
         key: &'a KeyMaterial,
     ) -> Self {
-        Self { engine, rotations, key, only: None, keys: Vec::new() }
+        Self { engine, rotations, key, only: Vec::new(), keys: Vec::new() }
     }
 
-    /// This org alone.
+    /// This org alone; called again, several.
     pub fn only(mut self, org: &str) -> Self {
-        self.only = Some(org.to_owned());
+        self.only.push(org.to_owned());
         self
     }
 
@@ -120,15 +121,16 @@ impl<'a> Restore<'a> {
     fn choose(&self, manifest: &Manifest) -> Result<Vec<usize>> {
         let missing = |org: &String| Error::from(BackupError::OrgMissing { org: org.clone() });
         let place = |org: &String| manifest.orgs.iter().position(|p| p.history.name == *org);
-        for (org, _) in &self.keys {
-            if place(org).is_none() || self.only.as_ref().is_some_and(|only| only != org) {
-                return Err(missing(org));
-            }
+        let is_chosen = |org: &String| self.only.is_empty() || self.only.contains(org);
+        let keys = self.keys.iter().map(|(org, _)| org);
+        if let Some(org) = keys.chain(&self.only).find(|org| place(org).is_none()) {
+            return Err(missing(org));
         }
-        match &self.only {
-            Some(org) => Ok(vec![place(org).ok_or_else(|| missing(org))?]),
-            None => Ok((0..manifest.orgs.len()).collect()),
+        if let Some((org, _)) = self.keys.iter().find(|(org, _)| !is_chosen(org)) {
+            return Err(missing(org));
         }
+        let chosen = |place: &usize| is_chosen(&manifest.orgs[*place].history.name);
+        Ok((0..manifest.orgs.len()).filter(chosen).collect())
     }
 
     fn begin(

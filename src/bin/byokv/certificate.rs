@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use byokv::{Certificate, CertificateKind, Store};
+use byokv::{AuditEntry, AuditEvent, Certificate, CertificateKind, Store};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -170,6 +170,14 @@ fn verify(ui: Ui, all: impl Iterator<Item = byokv::Result<Certificate>>) -> Resu
     }
 }
 
+/// A backup may be of several orgs.
+fn is_about(entry: &AuditEntry, org: &str) -> bool {
+    match &entry.event {
+        AuditEvent::BackupMade { orgs, .. } => orgs.iter().any(|(name, _)| name == org),
+        _ => entry.org.as_ref().is_some_and(|(name, _)| name == org),
+    }
+}
+
 impl Audit {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
@@ -184,8 +192,7 @@ impl Audit {
                     false => error.into(),
                 })?;
                 entries += 1;
-                let of = entry.org.as_ref().map(|(name, _)| name);
-                if !self.verify && (self.org.is_none() || self.org.as_ref() == of) {
+                if !self.verify && self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
                     ui.result(&entry, &entry)?;
                 }
             }

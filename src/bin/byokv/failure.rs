@@ -2,7 +2,7 @@
 
 use std::io;
 
-use byokv::{Error, ImportError};
+use byokv::{BackupError, Error, ImportError};
 
 pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
 
@@ -38,8 +38,8 @@ impl Failure {
                 | Error::ValueTooLarge { .. }
                 | Error::InvalidOption { .. } => 2,
                 Error::StoreLocked { .. } => 3,
-                Error::OrgUnknown { .. } => 4,
-                Error::NotEntitled { .. } => 5,
+                Error::OrgUnknown { .. } | Error::Backup(BackupError::OrgMissing { .. }) => 4,
+                Error::NotEntitled { .. } | Error::Backup(BackupError::OtherKey { .. }) => 5,
                 error if error.is_invalid_input() || error.is_key_unavailable() => 5,
                 error if error.is_damage() || error.is_rollback() => 6,
                 _ => 1,
@@ -69,6 +69,7 @@ impl Failure {
                 Error::WrongKey { .. } => "wrong_key",
                 Error::UnexpectedKey { .. } => "unexpected_key",
                 Error::Import(why) => import(why),
+                Error::Backup(why) => backup(why),
                 Error::KeyConflict { .. } => "key_conflict",
                 Error::RecordDamaged { .. } => "record_damaged",
                 Error::RotationBlocked { .. } => "rotation_blocked",
@@ -155,6 +156,23 @@ fn import(why: &ImportError) -> &'static str {
         ImportError::Reused { .. } => "import_reused",
         ImportError::NotRandom(_) => "import_not_random",
         _ => "import_refused",
+    }
+}
+
+fn backup(why: &BackupError) -> &'static str {
+    match why {
+        BackupError::NoBackup => "backup_unknown_format",
+        BackupError::OtherKey { .. } => "backup_other_key",
+        BackupError::CutShort { .. } => "backup_cut_short",
+        BackupError::Altered { .. } => "backup_altered",
+        BackupError::OutOfPlace { .. } => "backup_out_of_place",
+        BackupError::OtherBackup { .. } => "backup_spliced",
+        BackupError::GoesOn => "backup_goes_on",
+        BackupError::Malformed { .. } => "backup_malformed",
+        BackupError::Changed => "backup_changed",
+        BackupError::OrgMissing { .. } => "backup_org_missing",
+        BackupError::Outrun => "backup_outrun",
+        _ => "backup_refused",
     }
 }
 

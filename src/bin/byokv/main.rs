@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backup;
 mod certificate;
 mod doctor;
 mod dotenv;
@@ -10,6 +11,7 @@ mod failure;
 mod key;
 mod org;
 mod record;
+mod restore;
 mod rotation;
 mod sealed;
 mod secret;
@@ -115,6 +117,10 @@ enum Command {
     /// The key that wraps the store's keyring
     #[command(subcommand)]
     RootKey(setup::RootKeyCommand),
+    /// Make a sealed backup while the store can be used, or look what one holds
+    Backup(backup::Backup),
+    /// Restore orgs from a backup, each under a new key
+    Restore(restore::Restore),
     /// Look for what is wrong with a store, and say what to do
     Doctor,
     /// Print completions for a shell
@@ -175,6 +181,8 @@ fn run(context: &Context, command: Command) -> Result {
         Command::Certificate(command) => command.run(context),
         Command::Audit(audit) => audit.run(context),
         Command::RootKey(setup::RootKeyCommand::Change(change)) => change.run(context),
+        Command::Backup(backup) => backup.run(context),
+        Command::Restore(restore) => restore.run(context),
         Command::Doctor => doctor::run(context),
         Command::Completions(completions) => completions.run(&context.ui, Cli::command()),
         Command::Man(man) => man.run(&context.ui, Cli::command()),

@@ -120,6 +120,11 @@ impl Bar {
         }
     }
 
+    /// Whether anybody sees it.
+    pub(super) fn is_shown(&self) -> bool {
+        self.bar.is_some()
+    }
+
     /// For work of our own.
     pub(super) fn count(&self, what: &str, done: u64, of: u64) {
         if let Some(bar) = &self.bar {

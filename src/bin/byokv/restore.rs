@@ -1,0 +1,108 @@
+//! `byokv restore`.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use byokv::{Origin, Restored};
+use clap::Args;
+
+use super::Context;
+use super::backup::Key;
+use super::failure::{Failure, Result};
+use super::ui::{self, Bar, Ui};
+
+#[derive(Args)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    key: Key,
+    /// The backup, a file
+    file: PathBuf,
+    /// Only this org; may be given several times
+    #[arg(long, value_name = "ORG")]
+    org: Vec<String>,
+}
+
+impl Restore {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let ui = context.ui;
+        let key = self.key.read(ui)?;
+        let (file, len) = open(&self.file)?;
+        let restored = context.with_store(|store| {
+            let mut restore = store.restore(&key);
+            for org in &self.org {
+                restore = restore.only(org);
+            }
+            Ok(restore.read_from(Counted::new(file, ui.bar(), "checking", len))?)
+        })?;
+        print(ui, &restored)
+    }
+}
+
+fn print(ui: Ui, restored: &Restored) -> Result {
+    for org in &restored.orgs {
+        let text = format!(
+            "{} restored, {} under {} key {}",
+            org.name,
+            ui::records(org.records),
+            org.origin,
+            org.key
+        );
+        ui.done(org, text)?;
+        if (org.was_origin, org.origin) == (Origin::Customer, Origin::Platform) {
+            ui.note(format_args!(
+                "{} had brought a key of its own: it has to bring another, with `byokv key provision {}`",
+                org.name, org.name
+            ));
+        }
+    }
+    for org in &restored.backup.left_out {
+        ui.warn(format_args!("org \"{}\" is not in the backup", org.name));
+    }
+    Ok(())
+}
+
+pub(super) fn open(path: &Path) -> Result<(BufReader<File>, u64)> {
+    let failed = |e: io::Error| Failure::Failed(format!("reading {}: {e}", path.display()));
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        let why = format!("{} is not a file, which can be read twice", path.display());
+        return Err(Failure::Usage(why));
+    }
+    Ok((BufReader::with_capacity(128 << 10, file), meta.len()))
+}
+
+/// Shows how much was read.
+pub(super) struct Counted<R> {
+    from: R,
+    bar: Bar,
+    what: &'static str,
+    read: u64,
+    of: u64,
+}
+
+impl<R> Counted<R> {
+    pub(super) fn new(from: R, bar: Bar, what: &'static str, of: u64) -> Self {
+        Self { from, bar, what, read: 0, of }
+    }
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(bytes)?;
+        self.read += read as u64;
+        self.bar.count(self.what, self.read, self.of);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Counted<R> {
+    /// The second time it is read to be restored.
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        if self.read > 0 && to == SeekFrom::Start(0) {
+            (self.what, self.read) = ("restoring", 0);
+        }
+        self.from.seek(to)
+    }
+}
