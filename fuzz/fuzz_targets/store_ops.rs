@@ -4,19 +4,27 @@
 use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
-use byokv::{KeyMaterial, Org, OrgPolicy, RootKey, Store, Suite};
+use byokv::{KeyMaterial, NamePolicy, Org, OrgPolicy, RootKey, Store, Suite};
 
 #[derive(Arbitrary, Debug)]
 enum Op {
-    Put(bool, Vec<u8>, Vec<u8>),
-    Delete(bool, Vec<u8>),
-    Swap(bool, Vec<u8>, Option<Vec<u8>>),
-    Batch(bool, Vec<(Vec<u8>, Option<Vec<u8>>)>),
-    Scan(bool, Vec<u8>),
-    Rotate(bool),
-    Provision(bool),
-    ChangeSuite(bool),
+    Put(Of, Vec<u8>, Vec<u8>),
+    Delete(Of, Vec<u8>),
+    Swap(Of, Vec<u8>, Option<Vec<u8>>),
+    Batch(Of, Vec<(Vec<u8>, Option<Vec<u8>>)>),
+    Scan(Of, Vec<u8>),
+    Rotate(Of),
+    Provision(Of),
+    ChangeSuite(Of),
     Reopen,
+}
+
+/// Whose records: of two orgs with clear names and one with blinded ones.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Of {
+    Acme,
+    Umbra,
+    Blinded,
 }
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -30,9 +38,12 @@ fn open(dir: &std::path::Path) -> Store {
 fn check(org: &Org, model: &Model, prefix: &[u8]) {
     let expected: Vec<_> = model.iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     let found: Vec<_> = org.scan(prefix).map(Result::unwrap).collect();
-    assert!(found.iter().map(|r| (&r.name, r.value.to_vec())).eq(expected
-        .iter()
-        .map(|(name, value)| (*name, value.to_vec()))));
+    assert!(
+        found
+            .iter()
+            .map(|r| (&r.name, r.value.to_vec()))
+            .eq(expected.iter().map(|(name, value)| (*name, value.to_vec())))
+    );
     let backwards = org.scan(prefix).names().rev().map(Result::unwrap);
     assert!(backwards.eq(expected.iter().rev().map(|(name, _)| name.to_vec())));
 }
@@ -40,29 +51,35 @@ fn check(org: &Org, model: &Model, prefix: &[u8]) {
 fn run(ops: Vec<Op>) {
     let place = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let dir = place.path().join("data");
-    let names = ["acme", "umbra"];
+    let names = ["acme", "umbra", "blinded"];
     let mut store = open(&dir);
-    let mut orgs = names.map(|name| store.create_org(name, OrgPolicy::byok()).unwrap());
-    let mut models = [Model::new(), Model::new()];
-    let valid = |name: &[u8]| !name.is_empty();
+    let mut orgs = names.map(|name| {
+        let stored = if name == "blinded" { NamePolicy::Blinded } else { NamePolicy::Clear };
+        store.create_org(name, OrgPolicy::byok().with_names(stored)).unwrap()
+    });
+    let mut models = [Model::new(), Model::new(), Model::new()];
+    let valid = |i: Of, name: &[u8]| {
+        let segments = name.split(|byte| *byte == b'/').count();
+        !name.is_empty() && (!matches!(i, Of::Blinded) || segments <= 128)
+    };
     for op in ops.into_iter().take(40) {
         match op {
             Op::Put(i, name, value) => {
-                let put = orgs[usize::from(i)].put(&name, &value);
-                assert_eq!(put.is_ok(), valid(&name));
+                let put = orgs[i as usize].put(&name, &value);
+                assert_eq!(put.is_ok(), valid(i, &name));
                 if put.is_ok() {
-                    models[usize::from(i)].insert(name, value);
+                    models[i as usize].insert(name, value);
                 }
             }
             Op::Delete(i, name) => {
-                let deleted = orgs[usize::from(i)].delete(&name);
-                assert_eq!(deleted.is_ok(), valid(&name));
-                models[usize::from(i)].remove(&name);
+                let deleted = orgs[i as usize].delete(&name);
+                assert_eq!(deleted.is_ok(), valid(i, &name));
+                models[i as usize].remove(&name);
             }
-            Op::Swap(i, name, new) if valid(&name) => {
-                let model = &mut models[usize::from(i)];
+            Op::Swap(i, name, new) if valid(i, &name) => {
+                let model = &mut models[i as usize];
                 let expected = model.get(&name).cloned();
-                let org = &orgs[usize::from(i)];
+                let org = &orgs[i as usize];
                 assert!(
                     !org.compare_and_swap(&name, Some(b"never stored"), None).unwrap().is_swapped()
                 );
@@ -75,8 +92,8 @@ fn run(ops: Vec<Op>) {
             }
             Op::Swap(..) => {}
             Op::Batch(i, writes) => {
-                let all_valid = writes.iter().all(|(name, _)| valid(name));
-                let mut batch = orgs[usize::from(i)].batch();
+                let all_valid = writes.iter().all(|(name, _)| valid(i, name));
+                let mut batch = orgs[i as usize].batch();
                 for (name, value) in &writes {
                     batch = match value {
                         Some(value) => batch.put(name, value),
@@ -86,20 +103,20 @@ fn run(ops: Vec<Op>) {
                 assert_eq!(batch.commit().is_ok(), all_valid);
                 for (name, value) in writes.into_iter().filter(|_| all_valid) {
                     match value {
-                        Some(value) => models[usize::from(i)].insert(name, value),
-                        None => models[usize::from(i)].remove(&name),
+                        Some(value) => models[i as usize].insert(name, value),
+                        None => models[i as usize].remove(&name),
                     };
                 }
             }
-            Op::Scan(i, prefix) => check(&orgs[usize::from(i)], &models[usize::from(i)], &prefix),
-            Op::Rotate(i) => drop(store.keys().rotate_platform_key(names[usize::from(i)])),
+            Op::Scan(i, prefix) => check(&orgs[i as usize], &models[i as usize], &prefix),
+            Op::Rotate(i) => drop(store.keys().rotate_platform_key(names[i as usize])),
             Op::Provision(i) => {
                 let key = KeyMaterial::generate().unwrap();
-                store.keys().provision(names[usize::from(i)], key).unwrap();
+                store.keys().provision(names[i as usize], key).unwrap();
             }
             Op::ChangeSuite(i) => {
                 for suite in Suite::ALL {
-                    drop(store.keys().change_suite(names[usize::from(i)], suite));
+                    drop(store.keys().change_suite(names[i as usize], suite));
                 }
             }
             Op::Reopen => {
@@ -120,6 +137,7 @@ fn run(ops: Vec<Op>) {
         check(org, model, b"");
         let census = store.keys().census(org.name()).unwrap();
         assert!(census.by_version.len() <= 1 && census.malformed == 0);
+        assert!(census.by_name_version.is_empty() || census.by_name_version == census.by_version);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use byokv::{OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
+use byokv::{NamePolicy, OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -38,6 +38,9 @@ pub(super) struct Create {
     /// Algorithm of its values
     #[arg(long, value_enum, default_value_t)]
     suite: SuiteName,
+    /// How the names of its records are stored, for good
+    #[arg(long, value_enum, default_value_t)]
+    names: NamesName,
 }
 
 /// What is not named stays as it is.
@@ -116,6 +119,24 @@ pub(super) enum SuiteName {
     Xchacha,
 }
 
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum NamesName {
+    /// As they are, readable on the disk
+    #[default]
+    Clear,
+    /// Sealed, segment by segment: number, tree and lengths still show
+    Blinded,
+}
+
+impl From<NamesName> for NamePolicy {
+    fn from(name: NamesName) -> Self {
+        match name {
+            NamesName::Clear => Self::Clear,
+            NamesName::Blinded => Self::Blinded,
+        }
+    }
+}
+
 impl From<SuiteName> for Suite {
     fn from(name: SuiteName) -> Self {
         match name {
@@ -129,19 +150,21 @@ impl Command {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
         context.with_store(|store| match self {
-            Self::Create(Create { name, byok, suite }) => {
-                store.create_org(&name, policy(byok).with_suite(suite.into()))?;
+            Self::Create(Create { name, byok, suite, names }) => {
+                let policy = policy(byok).with_suite(suite.into()).with_names(names.into());
+                store.create_org(&name, policy)?;
                 let status = store.keys().status(&name)?;
                 ui.done(&status, format_args!("org {name} made, id {}", status.id))
             }
             Self::List => ui.rows(
-                ["org", "byok", "suite", "active", "origin", "rotating"],
+                ["org", "byok", "names", "suite", "active", "origin", "rotating"],
                 &store.orgs(),
                 |org| {
                     let newest = org.versions.last();
                     [
                         org.name.clone(),
                         yes(org.policy.may_bring_key()),
+                        names(org).to_owned(),
                         org.suite.to_string(),
                         newest.map(|key| key.version.to_string()).unwrap_or_default(),
                         newest.map(|key| key.origin.to_string()).unwrap_or_default(),
@@ -160,6 +183,13 @@ fn policy(byok: bool) -> OrgPolicy {
     if byok { OrgPolicy::byok() } else { OrgPolicy::platform_only() }
 }
 
+fn names(org: &OrgStatus) -> &'static str {
+    match org.policy.names() {
+        NamePolicy::Clear => "clear",
+        NamePolicy::Blinded => "blinded",
+    }
+}
+
 fn yes(is: bool) -> String {
     if is { "yes" } else { "no" }.to_owned()
 }
@@ -169,10 +199,11 @@ fn show(ui: Ui, org: &OrgStatus) -> Result {
         return ui::object(&json!(org));
     }
     ui::line(format_args!(
-        "name      {}\nid        {}\nbyok      {}\nsuite     {}\npolicy    {}\nrotating  {}\n",
+        "name      {}\nid        {}\nbyok      {}\nnames     {}\nsuite     {}\npolicy    {}\nrotating  {}\n",
         org.name,
         org.id,
         yes(org.policy.may_bring_key()),
+        names(org),
         org.suite,
         org.policy,
         yes(org.rotating),

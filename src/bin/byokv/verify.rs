@@ -89,6 +89,13 @@ impl Findings {
             let (org, under) = (name.to_owned(), version.to_string());
             self.counts.push(Count { org, under, state, records });
         }
+        for (&version, &records) in &census.by_name_version {
+            let key = org.versions.iter().find(|key| key.version == version);
+            if key.is_none_or(|key| key.state == KeyState::Retired) {
+                let why = format!("whose name is blinded under {version}, which opens nothing");
+                faults.push((records, why));
+            }
+        }
         if census.malformed > 0 {
             let why = "whose header is damaged or names another org".to_owned();
             faults.push((census.malformed, why));
@@ -114,13 +121,23 @@ impl Findings {
     fn open(&mut self, ui: Ui, org: &Org, records: u64) -> Result {
         let bar = ui.bar();
         for (done, name) in (1..).zip(org.scan("").names()) {
-            let name = name?;
-            match org.get(&name) {
-                Ok(_) => self.opened += 1,
+            // A blinded name may not open either.
+            let (name, opened) = match name {
+                Ok(name) => {
+                    let opened = org.get(&name).map(drop);
+                    (Some(name), opened)
+                }
+                Err(error) => (None, Err(error)),
+            };
+            match opened {
+                Ok(()) => self.opened += 1,
                 Err(Error::KeySuspended { .. }) => self.withheld += 1,
-                Err(Error::RecordDamaged { why, .. }) => self.fault(org.name(), Some(name), why),
+                Err(Error::RecordDamaged { name: text, why, .. }) => {
+                    let name = name.unwrap_or_else(|| text.into_bytes());
+                    self.fault(org.name(), Some(name), why);
+                }
                 Err(error @ Error::KeyRetired { .. }) => {
-                    self.fault(org.name(), Some(name), error.to_string());
+                    self.fault(org.name(), name, error.to_string());
                 }
                 Err(error) => return Err(error.into()),
             }
