@@ -5,13 +5,16 @@
 //! write under the old version can still arrive (invariant 4).
 //!
 //! The orders that these promises hang on are all in this file, so that what loom explores is
-//! what ships: see `gate/model.rs`.
+//! what ships: see `gate/model.rs`. There the snapshot of readers is behind a lock; `arc_swap`
+//! promises the same: who sees what came after a `store` sees the store.
 
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
 mod sync {
-    //! The lock, which loom can replace: crossbeam has no `ShardedLock` under loom.
+    //! The locks, which loom can replace: it has neither crossbeam's nor `arc_swap`'s.
+    #[cfg(not(loom))]
+    pub(super) use arc_swap::{ArcSwap as Current, Guard};
     #[cfg(not(loom))]
     pub(super) use crossbeam::sync::{
         ShardedLock as Lock, ShardedLockReadGuard as ReadGuard, ShardedLockWriteGuard as WriteGuard,
@@ -22,15 +25,37 @@ mod sync {
     };
     #[cfg(not(loom))]
     pub(super) use std::sync::Mutex;
+
+    #[cfg(loom)]
+    pub(super) type Guard<A> = A;
+    #[cfg(loom)]
+    pub(super) struct Current<T>(Lock<super::Arc<T>>);
+    #[cfg(loom)]
+    impl<T> Current<T> {
+        pub(super) fn new(first: super::Arc<T>) -> Self {
+            Self(Lock::new(first))
+        }
+
+        pub(super) fn load(&self) -> super::Arc<T> {
+            super::Arc::clone(&self.0.read().unwrap())
+        }
+
+        pub(super) fn load_full(&self) -> super::Arc<T> {
+            self.load()
+        }
+
+        pub(super) fn store(&self, next: super::Arc<T>) {
+            *self.0.write().unwrap() = next;
+        }
+    }
 }
-use sync::{Lock, Mutex, ReadGuard, WriteGuard};
+use sync::{Current, Guard, Lock, Mutex, ReadGuard, WriteGuard};
 
 /// Gives out snapshots of `T`.
 pub(crate) struct Gate<T> {
     /// Held shared by each writer for the whole of its write.
     writers: Lock<Arc<T>>,
-    /// Held shared only while the pointer is copied.
-    readers: Lock<Arc<T>>,
+    readers: Current<T>,
     /// Held while the next snapshot is made, so that the newest wins.
     renewing: Mutex<()>,
     /// Proof for the newest snapshot that every writer inside uses.
@@ -71,7 +96,7 @@ impl<T> Gate<T> {
         let first = Arc::new(first);
         Self {
             writers: Lock::new(Arc::clone(&first)),
-            readers: Lock::new(Arc::clone(&first)),
+            readers: Current::new(Arc::clone(&first)),
             renewing: Mutex::new(()),
             drained: Mutex::new(Arc::new(Drained(first))),
         }
@@ -83,9 +108,15 @@ impl<T> Gate<T> {
         Entered(self.writers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// For an operation that reads; never waits for a writer.
+    /// For one operation that reads; never waits for a writer, and writes to nothing that other
+    /// readers use.
+    pub(crate) fn look(&self) -> Guard<Arc<T>> {
+        self.readers.load()
+    }
+
+    /// For whoever keeps it longer than an operation.
     pub(crate) fn snapshot(&self) -> Arc<T> {
-        Arc::clone(&self.readers.read().unwrap_or_else(PoisonError::into_inner))
+        self.readers.load_full()
     }
 
     /// Does `attempt`, which fetches and opens, with one snapshot taken before; again if it
@@ -103,7 +134,7 @@ impl<T> Gate<T> {
         settled: impl Fn(&V) -> bool,
     ) -> V {
         loop {
-            let snapshot = self.snapshot();
+            let snapshot = self.look();
             let outcome = attempt(&snapshot);
             if settled(&outcome) || self.is_current(&snapshot) {
                 return outcome;
@@ -113,7 +144,7 @@ impl<T> Gate<T> {
 
     /// Whether readers get this one now.
     pub(crate) fn is_current(&self, snapshot: &Arc<T>) -> bool {
-        Arc::ptr_eq(&self.readers.read().unwrap_or_else(PoisonError::into_inner), snapshot)
+        Arc::ptr_eq(&self.look(), snapshot)
     }
 
     /// Replaces the snapshot by what `newest` makes, one caller at a time, and waits for the
@@ -141,7 +172,7 @@ impl<T> Gate<T> {
     /// 2. For writers, once those inside have left.
     fn replace(&self, next: T) -> Drained<T> {
         let next = Arc::new(next);
-        *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        self.readers.store(Arc::clone(&next));
         *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         Drained(next)
     }

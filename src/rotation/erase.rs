@@ -8,7 +8,7 @@ use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
 use crate::keyring::{Erasure, Owed};
-use crate::storage::{Space, Write};
+use crate::storage::{Key, Space, Write};
 
 /// The deletion of one org's records, under way.
 pub(super) struct Deletion {
@@ -29,7 +29,7 @@ impl Deletion {
         let records = self.cursor.chunk(engine, Self::STEP)?;
         if !records.is_empty() {
             let count = records.len() as u64;
-            let delete = |(key, _)| Write { key, value: None };
+            let delete = |(key, _): (Key, _)| Write { key: key.to_vec(), value: None };
             engine.storage.apply(Space::Records, records.into_iter().map(delete).collect())?;
             engine.written();
             self.deleted += count;

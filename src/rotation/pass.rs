@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Drained;
 use crate::id::{KeyState, KeyVersion, OrgId, Suite};
-use crate::storage::{Range, Space, Stored, prefix_range};
+use crate::storage::{Key, Range, Space, Stored, prefix_range};
 
 /// Bytes of envelopes that end a chunk.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -77,11 +77,11 @@ impl Cursor {
     }
 
     /// The next records, at most `most` and about `CHUNK_BYTES`; empty at the end.
-    pub(super) fn chunk(&mut self, engine: &Engine, most: usize) -> Result<Vec<(Vec<u8>, Stored)>> {
+    pub(super) fn chunk(&mut self, engine: &Engine, most: usize) -> Result<Vec<(Key, Stored)>> {
         loop {
             let chunk = self.part(engine, most)?;
             match (chunk.last(), self.next.take_if(|_| chunk.is_empty())) {
-                (Some((key, _)), _) => self.range.0 = Bound::Excluded(key.clone()),
+                (Some((key, _)), _) => self.range.0 = Bound::Excluded(key.to_vec()),
                 (None, Some(next)) => {
                     self.range = next;
                     continue;
@@ -92,7 +92,7 @@ impl Cursor {
         }
     }
 
-    fn part(&self, engine: &Engine, most: usize) -> Result<Vec<(Vec<u8>, Stored)>> {
+    fn part(&self, engine: &Engine, most: usize) -> Result<Vec<(Key, Stored)>> {
         let mut chunk = Vec::with_capacity(most);
         let mut bytes = 0;
         for pair in engine.storage.scan(Space::Records, self.range.clone()) {
@@ -170,7 +170,7 @@ impl Pass {
 pub(super) struct Job {
     pub(super) span: tracing::Span,
     pub(super) org: Arc<OrgState>,
-    pub(super) records: Vec<(Vec<u8>, Stored)>,
+    pub(super) records: Vec<(Key, Stored)>,
 }
 
 /// What a thread made of it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-pub(crate) use self::sled::{SledOptions, SledStorage, Stored};
+pub(crate) use self::sled::{Key, SledOptions, SledStorage, Stored};
 
 /// Two key spaces of one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ pub(crate) struct Write {
 }
 
 pub(crate) type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
-pub(crate) type Pairs = Box<dyn DoubleEndedIterator<Item = Result<(Vec<u8>, Stored)>> + Send>;
+pub(crate) type Pairs = Box<dyn DoubleEndedIterator<Item = Result<(Key, Stored)>> + Send>;
 
 /// Contract: a write that returned is seen by every later call on every thread, and is on disk
 /// after a later [`sync`](Storage::sync) returned. Keys are ordered as bytes. No method panics.

@@ -128,9 +128,7 @@ struct Standstill<'a> {
 impl Frozen for Standstill<'_> {
     fn switch(self: Box<Self>) -> Duration {
         let shared = self.copy.shared;
-        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::clone(&self.copy.new);
-        drop(current);
+        shared.current.store(Arc::clone(&self.copy.new));
         shared.copying.store(false, Ordering::Release);
         self.since.elapsed()
     }

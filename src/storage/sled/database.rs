@@ -15,7 +15,7 @@ use super::keys::escape;
 use crate::error::{Error, Result};
 
 /// A range of keys as sled has them, and a pair.
-pub(super) type RawRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+pub(super) type RawRange = (Bound<sled::IVec>, Bound<sled::IVec>);
 pub(super) type RawPair = (sled::IVec, sled::IVec);
 
 /// Settings that are passed on to sled.

@@ -8,7 +8,8 @@ use std::borrow::Cow;
 /// and never finds it if keys with longer runs of FF lie between (`iter.rs`,
 /// `possible_predecessor`): it panics after a million tries.
 pub(super) fn escape(key: &[u8]) -> Cow<'_, [u8]> {
-    if key.iter().all(|&byte| byte < 0xfe) {
+    // Without a way out in the middle, the compiler looks at many bytes at once.
+    if !key.iter().fold(false, |found, &byte| found | (byte >= 0xfe)) {
         return Cow::Borrowed(key);
     }
     let mut escaped = Vec::with_capacity(key.len() + 8);
@@ -21,9 +22,10 @@ pub(super) fn escape(key: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(escaped)
 }
 
-pub(super) fn unescape(key: &[u8]) -> Vec<u8> {
+/// `None` for a key that is the same plain.
+pub(super) fn unescape(key: &[u8]) -> Option<Vec<u8>> {
     if !key.contains(&0xfe) {
-        return key.to_vec();
+        return None;
     }
     let mut plain = Vec::with_capacity(key.len());
     let mut bytes = key.iter();
@@ -33,7 +35,7 @@ pub(super) fn unescape(key: &[u8]) -> Vec<u8> {
             _ => plain.push(byte),
         }
     }
-    plain
+    Some(plain)
 }
 
 #[cfg(test)]
@@ -48,7 +50,8 @@ mod tests {
             a in prop::collection::vec(prop::sample::select(vec![0u8, 0xfd, 0xfe, 0xff]), 0..8),
             b in prop::collection::vec(prop::sample::select(vec![0u8, 0xfd, 0xfe, 0xff]), 0..8),
         ) {
-            prop_assert_eq!(unescape(&escape(&a)), a.clone());
+            let escaped = escape(&a);
+            prop_assert_eq!(unescape(&escaped).unwrap_or_else(|| escaped.to_vec()), a.clone());
             prop_assert_eq!(escape(&a).cmp(&escape(&b)), a.cmp(&b));
             prop_assert_eq!(escape(&a).starts_with(&escape(&b)), a.starts_with(&b));
         }

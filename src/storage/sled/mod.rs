@@ -12,20 +12,23 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::sync::{ShardedLock, ShardedLockReadGuard};
+use arc_swap::{ArcSwap, Guard};
+use crossbeam::sync::ShardedLock;
 
 use super::{Pairs, Range, Space, Storage, Successor, Write};
 use crate::error::{Error, Result};
 use database::Database;
 pub(crate) use database::{SledOptions, Stored};
 use keys::escape;
+pub(crate) use scan::Key;
 
 pub(crate) struct SledStorage(Arc<Shared>);
 
 struct Shared {
     options: SledOptions,
-    /// Held shared by each operation on it, exclusively while it is replaced.
-    current: ShardedLock<Arc<Database>>,
+    /// Replaced while nobody writes. Who reads from the one before, which lives as long, reads
+    /// what it held at that moment.
+    current: ArcSwap<Database>,
     /// Held shared by each write, exclusively while there must be none.
     writes: ShardedLock<()>,
     /// While a copy is made, the keys that were written meanwhile.
@@ -43,7 +46,7 @@ impl SledStorage {
         let database = Arc::new(Database::open(dir, options)?);
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
-            current: ShardedLock::new(database),
+            current: ArcSwap::new(database),
             writes: ShardedLock::new(()),
             copying: AtomicBool::new(false),
             written: Mutex::default(),
@@ -52,8 +55,8 @@ impl SledStorage {
 }
 
 impl Shared {
-    fn current(&self) -> ShardedLockReadGuard<'_, Arc<Database>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> Guard<Arc<Database>> {
+        self.current.load()
     }
 
     /// Writes, and notes what was written for a copy that is under way: after the write, so
@@ -234,8 +237,8 @@ mod tests {
             }
         }
         let all = || storage.scan(Space::Records, (Bound::Unbounded, Bound::Unbounded));
-        assert!(all().map(|pair| pair.unwrap().0).eq(keys.iter().cloned()));
-        assert!(all().rev().map(|pair| pair.unwrap().0).eq(keys.iter().rev().cloned()));
+        assert!(all().map(|pair| pair.unwrap().0.to_vec()).eq(keys.iter().cloned()));
+        assert!(all().rev().map(|pair| pair.unwrap().0.to_vec()).eq(keys.iter().rev().cloned()));
     }
 
     #[test]
@@ -344,8 +347,8 @@ mod tests {
         let all = || (Bound::Unbounded, Bound::Unbounded);
         let mut scan = storage.scan(Space::Records, all());
         let mut backwards = storage.scan(Space::Records, all()).rev();
-        assert_eq!(scan.next().unwrap().unwrap().0, key(0));
-        assert_eq!(backwards.next().unwrap().unwrap().0, key(4999));
+        assert_eq!(scan.next().unwrap().unwrap().0[..], key(0));
+        assert_eq!(backwards.next().unwrap().unwrap().0[..], key(4999));
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..2u32)
@@ -379,9 +382,9 @@ mod tests {
                 let found = storage.get(Space::Records, &key(i)).unwrap();
                 assert_eq!(found.map(|value| value.to_vec()), expected, "key {i}");
             }
-            let ascending: Vec<_> = scan.map(|pair| pair.unwrap().0).collect();
+            let ascending: Vec<_> = scan.map(|pair| pair.unwrap().0.to_vec()).collect();
             assert!(ascending.is_sorted() && ascending.len() >= 3999);
-            assert!(backwards.map(|pair| pair.unwrap().0).is_sorted_by(|a, b| a > b));
+            assert!(backwards.map(|pair| pair.unwrap().0.to_vec()).is_sorted_by(|a, b| a > b));
             assert!(copy.close_old(Duration::from_secs(10)), "the old one is closed");
         });
         drop(storage);

@@ -1,12 +1,37 @@
 //! Walking over keys, also across a replacement of the database.
 
-use std::ops::Bound;
+use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use super::database::{Database, RawPair, RawRange};
 use super::keys::{escape, unescape};
 use super::{Range, Shared, Space, Stored};
 use crate::error::Result;
+
+/// A key as a walk hands it out: shared with sled unless it is written otherwise there.
+pub(crate) struct Key(Spelling);
+
+enum Spelling {
+    Same(sled::IVec),
+    Unescaped(Vec<u8>),
+}
+
+impl Key {
+    fn new(key: sled::IVec) -> Self {
+        Self(unescape(&key).map_or(Spelling::Same(key), Spelling::Unescaped))
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Spelling::Same(key) => key,
+            Spelling::Unescaped(key) => key,
+        }
+    }
+}
 
 pub(super) struct Scan {
     shared: Arc<Shared>,
@@ -20,7 +45,7 @@ pub(super) struct Scan {
 
 impl Scan {
     pub(super) fn new(shared: Arc<Shared>, space: Space, (from, to): Range) -> Self {
-        let bound = |bound: Bound<Vec<u8>>| bound.map(|key| escape(&key).into_owned());
+        let bound = |bound: Bound<Vec<u8>>| bound.map(|key| sled::IVec::from(&*escape(&key)));
         Self { shared, space, range: (bound(from), bound(to)), at: None, ended: false }
     }
 
@@ -29,19 +54,15 @@ impl Scan {
     fn step(
         &mut self,
         step: impl FnOnce(&mut sled::Iter) -> Option<sled::Result<RawPair>>,
-        rest: impl FnOnce(&mut RawRange, Vec<u8>),
-    ) -> Option<Result<(Vec<u8>, Stored)>> {
+        rest: impl FnOnce(&mut RawRange, sled::IVec),
+    ) -> Option<Result<(Key, Stored)>> {
         if self.ended {
             return None;
         }
-        let shared = Arc::clone(&self.shared);
-        // Held for the step, so that what it walks over is not taken away.
-        let current = shared.current();
-        let next = self.iter(&current).and_then(|iter| current.step(|| step(iter)));
-        match next {
+        match self.iter().and_then(|(database, iter)| database.step(|| step(iter))) {
             Ok(Some((key, value))) => {
-                rest(&mut self.range, key.to_vec());
-                Some(Ok((unescape(&key), Stored(value))))
+                rest(&mut self.range, key.clone());
+                Some(Ok((Key::new(key), Stored(value))))
             }
             Ok(None) => {
                 self.ended = true;
@@ -54,18 +75,20 @@ impl Scan {
         }
     }
 
-    fn iter(&mut self, current: &Arc<Database>) -> Result<&mut sled::Iter> {
-        let is_current = |(database, _): &(Arc<Database>, _)| Arc::ptr_eq(database, current);
+    fn iter(&mut self) -> Result<(&Database, &mut sled::Iter)> {
+        let current = self.shared.current();
+        let is_current = |(database, _): &(Arc<Database>, _)| Arc::ptr_eq(database, &current);
         let at = match self.at.take().filter(is_current) {
             Some(at) => at,
-            None => (Arc::clone(current), current.range(self.space, self.range.clone())?),
+            None => (Arc::clone(&current), current.range(self.space, self.range.clone())?),
         };
-        Ok(&mut self.at.insert(at).1)
+        let (database, iter) = self.at.insert(at);
+        Ok((database, iter))
     }
 }
 
 impl Iterator for Scan {
-    type Item = Result<(Vec<u8>, Stored)>;
+    type Item = Result<(Key, Stored)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.step(Iterator::next, |range, key| range.0 = Bound::Excluded(key))
