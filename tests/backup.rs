@@ -189,7 +189,8 @@ fn a_backup_ends_although_records_never_rest() {
     impl Write for Restless<'_> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.2 += 1;
-            (0..150).for_each(|i| self.1.put(format!("r{i}"), format!("{}", self.2)).unwrap());
+            let value = format!("{:01000}", self.2);
+            (0..150).for_each(|i| self.1.put(format!("r{i}"), &value).unwrap());
             self.0.write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -199,7 +200,8 @@ fn a_backup_ends_although_records_never_rest() {
     let key = new_key();
     let mut restless = Restless(Vec::new(), &org, 0);
     store.backup(&key).write_to(&mut restless).unwrap();
-    let file = restless.0;
+    let Restless(file, _, pieces) = restless;
+    assert!(pieces > 100, "it did not take many rounds");
     let home = Place::new();
     let copy = home.open();
     assert_eq!(restore(&copy, &key, &file).unwrap().orgs[0].records, 200);

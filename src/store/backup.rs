@@ -40,11 +40,32 @@ pub struct Backup<'a> {
     only: Vec<String>,
     skip_unreadable: bool,
     on_progress: Option<Box<Tell<'a>>>,
+    limits: Limits,
 }
+
+/// What ends the race with those who write.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Times that what changed meanwhile is read again.
+    rounds: usize,
+    /// Names that may be left for the standstill, but in the last round.
+    few: usize,
+    /// Bytes of values that are held in memory then, and one value more.
+    held: usize,
+}
+
+const LIMITS: Limits = Limits { rounds: 50, few: 100, held: 64 << 20 };
 
 impl<'a> Backup<'a> {
     pub(super) fn new(engine: &'a Arc<Engine>, key: &'a KeyMaterial) -> Self {
-        Self { engine, key, only: Vec::new(), skip_unreadable: false, on_progress: None }
+        Self {
+            engine,
+            key,
+            only: Vec::new(),
+            skip_unreadable: false,
+            on_progress: None,
+            limits: LIMITS,
+        }
     }
 
     /// Of this org alone; called again, of several. Such a backup tells nothing of other orgs, not
@@ -137,14 +158,11 @@ struct Last {
 
 impl<W: Write> Making<'_, W> {
     fn run(mut self, head: Head) -> Result<BackupContents> {
-        /// Names that may be left for the standstill.
-        const FEW: usize = 100;
-        const ROUNDS: usize = 50;
-
-        for round in 1..=ROUNDS {
+        let Limits { rounds, few, .. } = self.plan.limits;
+        for round in 1..=rounds {
             self.take_up()?;
             let reread = self.catch_up()?;
-            if reread > FEW && round < ROUNDS {
+            if reread > few && round < rounds {
                 continue;
             }
             if let Some(last) = self.stand_still()? {
@@ -218,9 +236,6 @@ impl<W: Write> Making<'_, W> {
 
     /// `None` if too much is left, or an org came that is not in the backup yet.
     fn stand_still(&mut self) -> Result<Option<Last>> {
-        /// Bytes of values that may be held in memory.
-        const MOST: usize = 64 << 20;
-
         let engine = Arc::clone(self.plan.engine);
         let only = self.plan.only.clone();
         engine.at_standstill(&only, |keyring, orgs| {
@@ -231,11 +246,11 @@ impl<W: Write> Making<'_, W> {
             let mut bytes = 0;
             let mut records = Vec::with_capacity(self.pending.len());
             for (part, name) in self.pending.clone() {
-                let value = self.read(part, &name)?;
-                bytes += name.len() + value.as_deref().map_or(0, <[u8]>::len);
-                if bytes > MOST {
+                if bytes > self.plan.limits.held {
                     return Ok(None);
                 }
+                let value = self.read(part, &name)?;
+                bytes += name.len() + value.as_deref().map_or(0, <[u8]>::len);
                 records.push((part, name, value));
             }
             Ok(Some(Last { records, manifest: self.manifest(keyring)? }))
@@ -303,7 +318,10 @@ impl<W: Write> Making<'_, W> {
 
     /// The record's value now; `None` if there is none that opens and that may be.
     fn read(&mut self, part: usize, name: &[u8]) -> Result<Option<Value>> {
-        match self.parts[part].org.get(name) {
+        let org = &self.parts[part].org.state;
+        self.plan.engine.check_open()?;
+        org.check_exists()?;
+        match self.plan.engine.read(org, name) {
             Err(error) if self.may_skip(&error) => {
                 self.skip(part, printable(name), error.to_string());
                 Ok(None)
@@ -339,5 +357,47 @@ impl fmt::Debug for Backup<'_> {
             .field("only", &self.only)
             .field("skip_unreadable", &self.skip_unreadable)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyring::OrgPolicy;
+    use crate::keyring::root::RootKey;
+    use crate::store::Store;
+
+    /// Writes more than may be held, whenever a piece of the backup is written.
+    struct Restless<'a>(&'a Org, u64);
+
+    impl Write for Restless<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.1 += 1;
+            for name in 0..200 {
+                let value = [self.1.to_be_bytes(); 128].concat();
+                self.0.put(format!("{name}"), value).map_err(std::io::Error::other)?;
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_backup_that_cannot_catch_up_fails_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::from_material(KeyMaterial::generate().unwrap());
+        let store = Store::open(dir.path().join("data"), root).unwrap();
+        let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
+        let key = KeyMaterial::generate().unwrap();
+        let made = |limits| {
+            let backup = Backup { limits, ..store.backup(&key) };
+            backup.write_to(Restless(&org, 0))
+        };
+        let refused = made(Limits { rounds: 3, few: 100, held: 100_000 });
+        assert!(matches!(refused, Err(Error::Backup(BackupError::Outrun))));
+        made(Limits { rounds: 3, few: 100, held: 300_000 }).unwrap();
     }
 }
