@@ -10,7 +10,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use byokv::{Options, RootKey};
 use serde_json::Value;
 
 struct Shell(tempfile::TempDir);
@@ -20,15 +19,21 @@ impl Shell {
     fn new() -> Self {
         let shell = Self(tempfile::tempdir().unwrap());
         assert!(shell.run("init --new-root-key-file root.key").status.success());
-        let root = RootKey::from_file(shell.path("root.key")).unwrap();
-        let store = Options::new().open(shell.path("data"), root).unwrap();
-        drop(common::filled(&store, "acme", 500));
-        store.close().unwrap();
+        // No store is opened in this process: a test that spawns a child at that moment would
+        // hand its lock on to the child.
+        shell.fill("acme", 500);
         for key in ["key", "other"] {
             fs::write(shell.path(key), common::key_text()).unwrap();
             fs::set_permissions(shell.path(key), fs::Permissions::from_mode(0o600)).unwrap();
         }
         shell
+    }
+
+    fn fill(&self, org: &str, records: usize) {
+        let line = |i| format!("{{\"name\": \"n{i:05}\", \"value\": \"v{i}\"}}\n");
+        fs::write(self.path("records"), (0..records).map(line).collect::<String>()).unwrap();
+        self.json(&format!("org create {org} --byok"));
+        self.json(&format!("import {org} --format jsonl records"));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -108,6 +113,21 @@ fn a_backup_goes_through_a_pipe_and_back_into_a_store() {
 }
 
 #[test]
+fn a_restored_org_may_bring_its_key_at_once() {
+    let shell = Shell::new();
+    shell.json("backup --key-file key --out a.backup");
+    assert!(shell.run("--data data2 init").status.success());
+    let refused = shell.refused("--data data2 restore --key-file key --with-key acme=key a.backup");
+    assert_eq!((refused.0, &refused.1[..]), (5, "key_reused"));
+    let line = "--data data2 restore --key-file key --with-key acme=other a.backup";
+    let restored = shell.json(line);
+    assert_eq!((&restored["origin"], &restored["records"]), (&"customer".into(), &500.into()));
+    let print = shell.json("key fingerprint --file other");
+    assert_eq!(print["fingerprint"], restored["fingerprint"]);
+    assert_eq!(shell.refused("restore --key-file key --with-key acme a.backup").0, 2);
+}
+
+#[test]
 fn what_is_wrong_with_a_backup_has_its_exit_code_and_kind() {
     let shell = Shell::new();
     shell.json("backup --key-file key --out a.backup");
@@ -147,13 +167,9 @@ fn what_is_wrong_with_a_backup_has_its_exit_code_and_kind() {
 #[test]
 fn a_backup_that_is_not_whole_says_so() {
     let shell = Shell::new();
-    let root = RootKey::from_file(shell.path("root.key")).unwrap();
-    let store = Options::new().open(shell.path("data"), root).unwrap();
-    let umbra = common::filled(&store, "umbra", 10);
-    store.keys().provision("umbra", common::new_key()).unwrap().wait().unwrap();
-    store.keys().suspend("umbra").unwrap();
-    drop(umbra);
-    store.close().unwrap();
+    shell.fill("umbra", 10);
+    shell.json("key provision umbra --file other");
+    shell.json("key suspend umbra --yes");
     let output = shell.run("backup --key-file key --out a.backup");
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -76,6 +76,11 @@ fn nothing_that_is_said_holds_a_secret() {
     store.keys().suspend("acme").unwrap();
     say(&org.get("name"));
     store.keys().resume("acme", material(&keys[0])).unwrap();
+    let backup_key = material(&keys[1]);
+    say(&(store.backup(&backup_key), store.restore(&backup_key)));
+    let mut file = Vec::new();
+    say(&store.backup(&backup_key).write_to(&mut file));
+    say(&store.restore(&backup_key).read_from(std::io::Cursor::new(&file)));
     store.change_root_key(RootKey::from_material(material(&keys[2]))).unwrap();
     say(&store);
     store.close().unwrap();

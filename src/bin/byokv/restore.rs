@@ -10,6 +10,7 @@ use clap::Args;
 use super::Context;
 use super::backup::Key;
 use super::failure::{Failure, Result};
+use super::secret;
 use super::ui::{self, Bar, Ui};
 
 #[derive(Args)]
@@ -21,6 +22,15 @@ pub(super) struct Restore {
     /// Only this org; may be given several times
     #[arg(long, value_name = "ORG")]
     org: Vec<String>,
+    /// Put this org directly under a key that it brings, of which FILE holds the base64; may be
+    /// given for several orgs
+    #[arg(long, value_name = "ORG=FILE", value_parser = org_and_file)]
+    with_key: Vec<(String, PathBuf)>,
+}
+
+fn org_and_file(text: &str) -> std::result::Result<(String, PathBuf), &'static str> {
+    let (org, file) = text.rsplit_once('=').ok_or("an org and a file, such as acme=acme.key")?;
+    Ok((org.to_owned(), file.into()))
 }
 
 impl Restore {
@@ -32,6 +42,9 @@ impl Restore {
             let mut restore = store.restore(&key);
             for org in &self.org {
                 restore = restore.only(org);
+            }
+            for (org, file) in &self.with_key {
+                restore = restore.with_key(org, secret::key(ui, Some(file))?);
             }
             Ok(restore.read_from(Counted::new(file, ui.bar(), "checking", len))?)
         })?;
