@@ -48,11 +48,11 @@ impl<'a> Copy<'a> {
             bytes += key.len() + value.len();
             batch.insert(key, value);
             if bytes >= PIECE {
-                self.new.apply_raw(space, std::mem::take(&mut batch))?;
+                self.new.apply_raw(space, std::mem::take(&mut batch), bytes)?;
                 bytes = 0;
             }
         }
-        self.new.apply_raw(space, batch)
+        self.new.apply_raw(space, batch, bytes)
     }
 
     fn copy_noted(&self) -> Result<usize> {
@@ -62,11 +62,13 @@ impl<'a> Copy<'a> {
         };
         for (space, key) in &noted {
             let mut batch = sled::Batch::default();
-            match self.old.get_raw(*space, key)? {
+            let value = self.old.get_raw(*space, key)?;
+            let bytes = key.len() + value.as_ref().map_or(0, |value| value.len());
+            match value {
                 Some(value) => batch.insert(key.clone(), value),
                 None => batch.remove(key.clone()),
             }
-            self.new.apply_raw(*space, batch)?;
+            self.new.apply_raw(*space, batch, bytes)?;
         }
         Ok(noted.len())
     }

@@ -1,18 +1,21 @@
 //! One database of sled's: real durability, panics caught.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs::File;
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::{Space, Write};
-use super::border::{await_release, forget_cached, guarded, note_refusal, segment_size};
+use super::border::{await_release, forget_cached, guarded, segment_size};
+use super::files::Files;
+use super::keeper::Keeper;
 use super::keys::escape;
+use super::tail;
 use crate::error::{Error, Result};
+
+/// In `system`, without a meaning of its own.
+const OPENED_KEY: &[u8] = b"opened";
 
 /// A range of keys as sled has them, and a pair.
 pub(super) type RawRange = (Bound<sled::IVec>, Bound<sled::IVec>);
@@ -43,19 +46,8 @@ pub(super) struct Database {
     db: sled::Db,
     records: sled::Tree,
     system: sled::Tree,
-    dir: PathBuf,
-    durability: Mutex<Durability>,
-    /// The first panic of sled's, or the first sync that the disk refused.
-    broken: OnceLock<Error>,
-}
-
-/// What `sync` knows of sled's files.
-struct Durability {
-    log: File,
-    /// Blobs that were synced, with the length that they had before.
-    blobs: HashMap<OsString, u64>,
-    /// Time of the directory at a look that found every blob old and nothing new.
-    blobs_settled: Option<SystemTime>,
+    /// After sled: it must be closed before its space is let go.
+    keeper: Keeper,
 }
 
 impl Database {
@@ -73,25 +65,25 @@ impl Database {
             .flush_every_ms(Some(millis));
         await_release(dir)?;
         forget_cached(dir)?;
-        let (db, records, system) = guarded(dir, "opening the database", None, || {
-            let db = config.open()?;
-            let records = db.open_tree("records")?;
-            let system = db.open_tree("system")?;
-            Ok((db, records, system))
-        })?;
-        let log = File::open(dir.join("db"))
-            .map_err(|e| Error::io(format!("opening {}", dir.join("db").display()), e))?;
-        let durability = Durability { log, blobs: HashMap::new(), blobs_settled: None };
-        let storage = Self {
-            db,
-            records,
-            system,
-            dir: dir.to_owned(),
-            durability: durability.into(),
-            broken: OnceLock::new(),
+        tail::prepare(dir, segment_size(dir))
+            .map_err(|e| Error::io(format!("preparing {}", dir.display()), e))?;
+        let files = Arc::new(Files::open(dir)?);
+        let open = || {
+            guarded(dir, "opening the database", None, || {
+                let db = config.open()?;
+                let records = db.open_tree("records")?;
+                let system = db.open_tree("system")?;
+                // sled has freed segments up to where it goes on writing: this makes it write
+                // there, so that `Keeper::start` finds the place.
+                system.insert(OPENED_KEY, &[])?;
+                db.flush()?;
+                Ok((db, records, system))
+            })
         };
-        storage.sync_names()?;
-        Ok(storage)
+        let ((db, records, system), keeper) = Keeper::start(files, segment_size(dir), open)?;
+        let database = Self { db, records, system, keeper };
+        database.sync_names()?;
+        Ok(database)
     }
 
     fn tree(&self, space: Space) -> &sled::Tree {
@@ -102,23 +94,14 @@ impl Database {
     }
 
     fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
-        guarded(&self.dir, "reading", Some(&self.broken), f)
+        guarded(self.dir(), "reading", Some(&self.files().broken), f)
     }
 
     /// Refused once sled has panicked or a sync has failed: its accounts of what is free may be
     /// half changed, and what is written then may go over what is needed.
     fn writing<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check_writable()?;
-        guarded(&self.dir, during, Some(&self.broken), f)
-    }
-
-    /// An operating system forgets what it could not write, so a later sync that succeeds would
-    /// prove nothing.
-    pub(super) fn refused(&self, path: &Path, error: &std::io::Error) -> Error {
-        let why = format!("{}: {error}", path.display());
-        note_refusal(&self.dir);
-        tracing::error!(why, "a sync failed; no more writes are taken");
-        self.broken.get_or_init(|| Error::SyncFailed { why }).clone()
+        guarded(self.dir(), during, Some(&self.files().broken), f)
     }
 
     /// sled creates `conf`, `db`, `blobs/` and snapshots and syncs no directory.
@@ -128,56 +111,11 @@ impl Database {
                 .and_then(|file| file.sync_all())
                 .map_err(|e| Error::io(format!("syncing {}", path.display()), e))
         };
-        sync(self.dir.join("conf"))?;
-        sync(self.dir.join("blobs"))?;
-        sync(self.dir.clone())?;
-        self.dir.parent().map_or(Ok(()), |parent| sync(parent.to_owned()))
-    }
-
-    /// sled writes pages above a quarter of a segment to files of their own and never syncs
-    /// them. It writes them in place, so a file may have been looked at while it still grew: one
-    /// that is longer than it was, or young, is synced again. While nothing is young, the
-    /// directory's time tells whether there are new ones.
-    fn sync_blobs(&self, known: &mut Durability) -> Result<()> {
-        /// Far above the steps of a file system's clock, and what one write of a blob takes.
-        const OLD: Duration = Duration::from_secs(10);
-
-        let dir = self.dir.join("blobs");
-        let during = |e| Error::io(format!("looking at {}", dir.display()), e);
-        let changed = fs::metadata(&dir).and_then(|meta| meta.modified()).map_err(during)?;
-        if known.blobs_settled == Some(changed) {
-            return Ok(());
-        }
-        let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > OLD);
-        let mut settled = is_old(changed);
-        let mut present = HashMap::new();
-        for entry in fs::read_dir(&dir).map_err(during)? {
-            let name = entry.map_err(during)?.file_name();
-            let path = dir.join(&name);
-            let meta = match fs::metadata(&path) {
-                Ok(meta) => meta,
-                // Removed by sled since it was listed: nothing points to it any more.
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                Err(e) => return Err(during(e)),
-            };
-            settled &= is_old(meta.modified().map_err(during)?);
-            if known.blobs.get(&name) != Some(&meta.len()) {
-                settled = false;
-                match File::open(&path) {
-                    Ok(blob) => blob.sync_all().map_err(|e| self.refused(&path, &e))?,
-                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                    Err(e) => return Err(during(e)),
-                }
-            }
-            present.insert(name, meta.len());
-        }
-        if present.keys().any(|name| !known.blobs.contains_key(name)) {
-            let opened = File::open(&dir).map_err(during)?;
-            opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
-        }
-        known.blobs_settled = settled.then_some(changed);
-        known.blobs = present;
-        Ok(())
+        let dir = self.dir();
+        sync(dir.join("conf"))?;
+        sync(dir.join("blobs"))?;
+        sync(dir.to_owned())?;
+        dir.parent().map_or(Ok(()), |parent| sync(parent.to_owned()))
     }
 }
 
@@ -189,6 +127,7 @@ impl Database {
 
     pub(super) fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
         let tree = self.tree(space);
+        self.keeper.wrote(key.len() + value.as_ref().map_or(0, Vec::len));
         self.writing("writing", || {
             match value {
                 Some(value) => tree.insert(escape(key), value)?,
@@ -206,6 +145,7 @@ impl Database {
         new: Option<Vec<u8>>,
     ) -> Result<bool> {
         let tree = self.tree(space);
+        self.keeper.wrote(key.len() + new.as_ref().map_or(0, Vec::len));
         self.writing("writing", || Ok(tree.compare_and_swap(escape(key), old, new)?.is_ok()))
     }
 
@@ -213,6 +153,7 @@ impl Database {
         let mut batch = sled::Batch::default();
         for Write { key, value } in writes {
             let key = escape(&key).into_owned();
+            self.keeper.wrote(key.len() + value.as_ref().map_or(0, Vec::len));
             match value {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
@@ -236,8 +177,9 @@ impl Database {
     }
 
     /// Writes pairs as they came from another database, in pieces of about a mebibyte.
-    pub(super) fn apply_raw(&self, space: Space, batch: sled::Batch) -> Result<()> {
+    pub(super) fn apply_raw(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
         let tree = self.tree(space);
+        self.keeper.wrote(bytes);
         self.writing("copying", || tree.apply_batch(batch))
     }
 
@@ -246,31 +188,27 @@ impl Database {
         self.reading(|| tree.get(key))
     }
 
-    #[cfg(test)]
-    pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool) {
-        let known = self.durability.lock().unwrap();
-        (known.blobs.get(name).copied(), known.blobs_settled.is_some())
+    pub(super) fn files(&self) -> &Files {
+        self.keeper.files()
     }
 
     pub(super) fn dir(&self) -> &Path {
-        &self.dir
+        self.files().dir()
     }
 
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
-    /// `pagecache/iobuf.rs`), so the log is synced here, after the files that it points to.
+    /// `pagecache/iobuf.rs`), so the files are synced here.
     pub(super) fn sync(&self) -> Result<()> {
         self.writing("flushing", || self.db.flush())?;
-        let mut known = self.durability.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sync_blobs(&mut known)?;
-        known.log.sync_data().map_err(|e| self.refused(&self.dir.join("db"), &e))
+        self.files().sync()
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {
-        self.broken.get().map_or(Ok(()), |error| Err(error.clone()))
+        self.files().check_writable()
     }
 
     pub(super) fn stop_writing(&self, error: Error) -> Error {
-        self.broken.get_or_init(|| error).clone()
+        self.files().broken.get_or_init(|| error).clone()
     }
 
     pub(super) fn bytes_on_disk(&self) -> Result<u64> {

@@ -4,8 +4,12 @@
 mod border;
 mod copy;
 mod database;
+mod files;
+mod keeper;
 mod keys;
+mod log;
 mod scan;
+mod tail;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -167,7 +171,7 @@ mod tests {
         let storage = SledStorage::open(&path, &options()).unwrap();
         storage.put(Space::Records, b"a", Some(vec![1])).unwrap();
         storage.sync().unwrap();
-        let refused = storage.0.current().refused(&path, &ErrorKind::Other.into());
+        let refused = storage.0.current().files().refused(&path, &ErrorKind::Other.into());
         assert!(matches!(refused, Error::SyncFailed { .. }));
         assert!(storage.put(Space::Records, b"b", Some(vec![1])).is_err());
         assert!(storage.compare_and_swap(Space::Records, b"a", None, None).is_err());
@@ -193,7 +197,7 @@ mod tests {
         let blob = path.join("blobs/1");
         let known = |storage: &SledStorage| {
             storage.sync().unwrap();
-            storage.0.current().known_blob(blob.file_name().unwrap())
+            storage.0.current().files().known_blob(blob.file_name().unwrap())
         };
         fs::write(&blob, [1; 100]).unwrap();
         assert_eq!(known(&storage), (Some(100), false));

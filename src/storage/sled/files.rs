@@ -1,0 +1,122 @@
+//! sled's files besides what sled does with them: made durable, and given up once the disk has
+//! refused that.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::border::note_refusal;
+use crate::error::{Error, Result};
+
+pub(super) struct Files {
+    dir: PathBuf,
+    log: File,
+    blobs: Mutex<Blobs>,
+    /// The first panic of sled's, or the first sync that the disk refused.
+    pub(super) broken: OnceLock<Error>,
+}
+
+#[derive(Default)]
+struct Blobs {
+    /// Those that were synced, with the length that they had before.
+    known: HashMap<OsString, u64>,
+    /// Time of the directory at a look that found every blob old and nothing new.
+    settled: Option<SystemTime>,
+}
+
+impl Files {
+    /// Makes the directory and an empty log if they are not there.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("db");
+        let log = fs::create_dir_all(dir)
+            .and_then(|()| {
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)
+            })
+            .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
+        Ok(Self { dir: dir.to_owned(), log, blobs: Mutex::default(), broken: OnceLock::new() })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn log(&self) -> &File {
+        &self.log
+    }
+
+    pub(super) fn check_writable(&self) -> Result<()> {
+        self.broken.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// An operating system forgets what it could not write, so a later sync that succeeds would
+    /// prove nothing.
+    pub(super) fn refused(&self, path: &Path, error: &std::io::Error) -> Error {
+        let why = format!("{}: {error}", path.display());
+        note_refusal(&self.dir);
+        tracing::error!(why, "a sync failed; no more writes are taken");
+        self.broken.get_or_init(|| Error::SyncFailed { why }).clone()
+    }
+
+    /// What was handed to the system: the log after the files that it points to.
+    pub(super) fn sync(&self) -> Result<()> {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sync_blobs(&mut blobs)?;
+        self.log.sync_data().map_err(|e| self.refused(&self.dir.join("db"), &e))
+    }
+
+    /// sled writes pages above a quarter of a segment to files of their own and never syncs
+    /// them. It writes them in place, so a file may have been looked at while it still grew: one
+    /// that is longer than it was, or young, is synced again. While nothing is young, the
+    /// directory's time tells whether there are new ones.
+    fn sync_blobs(&self, blobs: &mut Blobs) -> Result<()> {
+        /// Far above the steps of a file system's clock, and what one write of a blob takes.
+        const OLD: Duration = Duration::from_secs(10);
+
+        let dir = self.dir.join("blobs");
+        let during = |e| Error::io(format!("looking at {}", dir.display()), e);
+        let changed = fs::metadata(&dir).and_then(|meta| meta.modified()).map_err(during)?;
+        if blobs.settled == Some(changed) {
+            return Ok(());
+        }
+        let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > OLD);
+        let mut settled = is_old(changed);
+        let mut present = HashMap::new();
+        for entry in fs::read_dir(&dir).map_err(during)? {
+            let name = entry.map_err(during)?.file_name();
+            let path = dir.join(&name);
+            let meta = match fs::metadata(&path) {
+                Ok(meta) => meta,
+                // Removed by sled since it was listed: nothing points to it any more.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(during(e)),
+            };
+            settled &= is_old(meta.modified().map_err(during)?);
+            if blobs.known.get(&name) != Some(&meta.len()) {
+                settled = false;
+                match File::open(&path) {
+                    Ok(blob) => blob.sync_all().map_err(|e| self.refused(&path, &e))?,
+                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                    Err(e) => return Err(during(e)),
+                }
+            }
+            present.insert(name, meta.len());
+        }
+        if present.keys().any(|name| !blobs.known.contains_key(name)) {
+            let opened = File::open(&dir).map_err(during)?;
+            opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
+        }
+        blobs.settled = settled.then_some(changed);
+        blobs.known = present;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool) {
+        let blobs = self.blobs.lock().unwrap();
+        (blobs.known.get(name).copied(), blobs.settled.is_some())
+    }
+}

@@ -1,0 +1,162 @@
+//! What a power cut leaves of sled's files, made such that sled recovers from it.
+//!
+//! sled takes for durable what it handed to the system with `sync_file_range`. A power cut may
+//! leave a later piece of its log and not an earlier one, or the log and not the file of a large
+//! page that it points to; sled's recovery passes over both, and comes up with pages of
+//! different ages. So we note how far the log is durable ([`Durable`]), and cut it off behind
+//! that at the first piece that is missing, before sled sees it. Everything that was synced lies
+//! before the cut.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::log::{self, End, SEGMENT_HEADER};
+
+/// The file that says from which segment of the log on nothing is known to be durable, and that
+/// no later one was given free: the segment's place (8, big-endian) ‖ the same inverted. Zeros
+/// say nothing: the database was closed, or is being opened.
+pub(super) struct Durable {
+    file: File,
+    noted: Option<i64>,
+}
+
+impl Durable {
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("durable")
+    }
+
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(Self::path(dir))?;
+        let mut bytes = [0; 16];
+        let noted = match file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => {
+                let number = |at: usize| bytes[at..].first_chunk().map(|b| i64::from_be_bytes(*b));
+                number(0).filter(|number_| number(8) == Some(!number_))
+            }
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(e) => return Err(e),
+        };
+        Ok(Self { file, noted })
+    }
+
+    pub(super) fn noted(&self) -> Option<i64> {
+        self.noted
+    }
+
+    /// Durably. In one sector: it is the old note or the new one.
+    pub(super) fn note(&mut self, segment: Option<i64>) -> io::Result<()> {
+        if self.noted == segment && self.file.metadata()?.len() == 16 {
+            return Ok(());
+        }
+        let number = segment.unwrap_or(0);
+        let check = if segment.is_some() { !number } else { 0 };
+        let bytes = [number.to_be_bytes(), check.to_be_bytes()].concat();
+        self.file.write_all_at(&bytes, 0)?;
+        self.file.sync_data()?;
+        self.noted = segment;
+        Ok(())
+    }
+}
+
+/// Before sled opens its files:
+///
+/// 1. everything durable that the system holds: what a killed process wrote; must come before
+///    sled frees the segments that it replaces;
+/// 2. the log cut off where it is not whole;
+/// 3. nothing noted, until sled has recovered: it frees segments meanwhile.
+pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
+    let log = dir.join("db");
+    if !log.exists() {
+        return Ok(());
+    }
+    sync_all(dir)?;
+    remove_half_made(dir)?;
+    let mut durable = Durable::open(dir)?;
+    if let Some(from) = durable.noted {
+        let log = OpenOptions::new().read(true).write(true).open(log)?;
+        cut(&log, segment_size, from, &dir.join("blobs"))?;
+    }
+    durable.note(None)?;
+    File::open(dir)?.sync_all()
+}
+
+fn sync_all(dir: &Path) -> io::Result<()> {
+    for folder in [dir.join("blobs"), dir.to_owned()] {
+        if !folder.exists() {
+            continue;
+        }
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_file() {
+                File::open(path)?.sync_all()?;
+            }
+        }
+        File::open(&folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// sled would read a snapshot that was not finished, and refuse to open.
+fn remove_half_made(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the log off at the first piece behind `from` that is not whole, if anything lies behind
+/// it: then sled would go on there.
+fn cut(log: &File, size: usize, from: i64, blobs: &Path) -> io::Result<()> {
+    let segments = log::segments(log, size)?;
+    let step = i64::try_from(size).unwrap_or(i64::MAX);
+    if !segments.contains_key(&from) {
+        return Ok(());
+    }
+    let mut at = from;
+    let (end, ends_in) = loop {
+        let Some(segment) = segments.get(&at) else { break (None, None) };
+        let mut bytes = vec![0; size];
+        let mut filled = 0;
+        while filled < size {
+            match log.read_at(&mut bytes[filled..], segment.offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        let number = u64::try_from(at / step).unwrap_or_default();
+        match log::walk(&bytes[..filled], size, number, blobs)? {
+            End::Full => at += step,
+            end => break (Some(end), Some((segment.offset, filled))),
+        }
+    };
+    let behind: Vec<_> = segments.range(at + 1..).map(|(_, segment)| segment.offset).collect();
+    if behind.is_empty() && !matches!(end, Some(End::NoBlob(_))) {
+        return Ok(());
+    }
+    tracing::warn!(
+        segment = at,
+        behind = behind.len(),
+        "the log is not whole behind what was synced; it is cut off there, nothing acknowledged \
+         as durable is lost"
+    );
+    for offset in behind {
+        log.write_all_at(&[0; SEGMENT_HEADER], offset)?;
+    }
+    if let (Some(End::Torn(start) | End::NoBlob(start)), Some((offset, filled))) = (end, ends_in)
+        && start < filled
+    {
+        log.write_all_at(&vec![0; filled - start], offset + start as u64)?;
+    }
+    log.sync_all()
+}

@@ -1,0 +1,205 @@
+//! A killed process keeps the system's cache; a power cut does not. Everything that a working
+//! store does to its files is recorded, states that a power cut may leave are built from the
+//! record, and each is opened and checked.
+//!
+//! `BYOKV_TORTURE=10` tries 2,000 states instead of 200; `BYOKV_STATE=WORKLOAD:STATE` tries one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod disk;
+mod ledger;
+mod recorder;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::key_text;
+use disk::{Bytes, Disk, Names, Rng};
+use ledger::Ledger;
+use recorder::Event;
+
+/// States of one record of one workload.
+const STATES: u64 = 100;
+
+/// Not a test of its own: the process that is recorded.
+#[test]
+fn child_works() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let text = |name| std::env::var(name).unwrap();
+    let seed = text("BYOKV_CHILD_SEED").parse().unwrap();
+    workload::run(Path::new(&data), &text("BYOKV_CHILD_ROOT"), seed);
+    // As in a power cut, nothing is closed.
+    std::process::abort();
+}
+
+/// Not a test of its own: tries states, and says of each how it went.
+#[test]
+fn child_checks() {
+    let Some(dir) = std::env::var_os("BYOKV_CHILD_RECORD").map(PathBuf::from) else { return };
+    let states = std::env::var("BYOKV_CHILD_STATES").unwrap();
+    let (seed, states) = states.split_once(':').unwrap();
+    let (from, to) = states.split_once('-').unwrap();
+    let events = recorder::read(&dir.join("log"));
+    for state in from.parse::<u64>().unwrap()..to.parse::<u64>().unwrap() {
+        let outcome = try_state(&events, &dir, seed.parse::<u64>().unwrap(), state);
+        println!("\nstate {state} {outcome}");
+    }
+}
+
+/// One word of how it went, then what there is to say.
+fn try_state(events: &[Event], dir: &Path, seed: u64, state: u64) -> String {
+    let mut rng = Rng::new(seed << 32 | state);
+    let cut = usize::try_from(rng.below(events.len() as u64 + 1)).unwrap();
+    // Half of the cuts right after something was promised: that is when most can be broken.
+    let promised = |event: &Event| matches!(event, Event::Mark(text) if text.contains(" d "));
+    let cut = match events[cut..].iter().position(promised) {
+        Some(next) if rng.one_in(2) => cut + next + 1,
+        _ => cut,
+    };
+    let names = if state % 4 == 3 { Names::Any } else { Names::Ordered };
+    let bytes = [Bytes::Lost, Bytes::Kept, Bytes::Writes, Bytes::Sectors];
+    let bytes = bytes[usize::try_from(rng.below(4)).unwrap()];
+    let disk = Disk::at(events, cut);
+    let (late_bytes, late_names) = disk.unsynced();
+    let data = dir.join("state");
+    disk.lay_down(&dir.join("place/data"), &data, names, bytes, &mut rng);
+    let told = format!(
+        "cut {cut} of {}, {names:?} names ({late_names} open), {bytes:?} bytes ({late_bytes} open)",
+        events.len()
+    );
+    let ledger = Ledger::of(&events[..cut]);
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        let store = match ledger.open(&data) {
+            Ok(store) => store,
+            Err(error) => return Err(error),
+        };
+        ledger.check(&store);
+        Ledger::finish(&store);
+        ledger.check(&store);
+        Ok(())
+    }));
+    match checked {
+        Ok(Ok(())) => format!("fine {names:?} {told}"),
+        Ok(Err(error)) => format!("refused {names:?} {told}: {error}"),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            format!("LOST {names:?} {told}: {}", text.unwrap_or_default().replace('\n', " "))
+        }
+    }
+}
+
+/// How each state of one workload went; a state that takes too long went wrong.
+fn outcomes(seed: u64, from: u64, to: u64) -> Vec<(u64, String)> {
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    // In memory where there is such a place: a state is written, read and thrown away.
+    let memory = Path::new("/dev/shm");
+    let dir = match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    };
+    let place = dir.path().join("place");
+    std::fs::create_dir(&place).unwrap();
+    let worked = recorder::child("child_works", &place)
+        .env("BYOKV_RECORD_LOG", dir.path().join("log"))
+        .env("BYOKV_CHILD", place.join("data"))
+        .env("BYOKV_CHILD_ROOT", key_text())
+        .env("BYOKV_CHILD_SEED", seed.to_string())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&worked.stderr).into_owned();
+    let events = recorder::read(&dir.path().join("log"));
+    let ended = events.iter().any(|event| matches!(event, Event::Mark(text) if text == "end"));
+    assert!(ended, "the workload {seed} failed: {said}");
+    describe(seed, &events);
+    drop(events);
+
+    let mut outcomes = Vec::new();
+    let mut next = from;
+    while next < to {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_checks", "--nocapture"])
+            .env("BYOKV_CHILD_RECORD", dir.path())
+            .env("BYOKV_CHILD_STATES", format!("{seed}:{next}-{to}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (said, heard) = mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            out.lines().map_while(Result::ok).for_each(|line| drop(said.send(line)));
+        });
+        while next < to {
+            let Ok(line) = heard.recv_timeout(LONGEST) else { break };
+            if let Some(outcome) = line.strip_prefix(&format!("state {next} ")) {
+                outcomes.push((next, outcome.to_owned()));
+                next += 1;
+            }
+        }
+        if next < to {
+            let hung = child.try_wait().unwrap().is_none();
+            outcomes.push((next, if hung { "HUNG - -".into() } else { "DIED - -".into() }));
+            next += 1;
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        reader.join().unwrap();
+    }
+    outcomes
+}
+
+fn describe(seed: u64, events: &[Event]) {
+    let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
+    let bytes: usize = events.iter().map(|event| match event {
+        Event::Write { data, .. } => data.len(),
+        _ => 0,
+    }).sum();
+    println!(
+        "workload {seed}: {} events, {} writes of {} KiB, {} syncs, {} marks",
+        events.len(),
+        count(|e| matches!(e, Event::Write { .. })),
+        bytes >> 10,
+        count(|e| matches!(e, Event::SyncEnded { .. })),
+        count(|e| matches!(e, Event::Mark(_))),
+    );
+}
+
+#[test]
+fn a_power_cut_loses_nothing_that_was_acknowledged() {
+    let factor = std::env::var("BYOKV_TORTURE").map_or(1, |n| n.parse::<u64>().unwrap_or(1));
+    let one = std::env::var("BYOKV_STATE").ok();
+    let all: Vec<(u64, u64, u64)> = match one.as_deref().and_then(|one| one.split_once(':')) {
+        Some((seed, state)) => {
+            let state = state.parse().unwrap();
+            vec![(seed.parse().unwrap(), state, state + 1)]
+        }
+        None => (0..2 * factor).map(|seed| (seed, 0, STATES)).collect(),
+    };
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (seed, from, to) in all {
+        for (state, outcome) in outcomes(seed, from, to) {
+            let mut words = outcome.split(' ');
+            let word = format!("{} {}", words.next().unwrap(), words.next().unwrap());
+            if !word.starts_with("fine") || one.is_some() {
+                wrong.push(format!("BYOKV_STATE={seed}:{state} {outcome}"));
+            }
+            *counts.entry(word).or_default() += 1;
+        }
+    }
+    for line in &wrong {
+        println!("{line}");
+    }
+    println!("torture: power cut: {counts:?}");
+    assert!(counts.keys().all(|word| word.starts_with("fine")), "{counts:?}");
+}
