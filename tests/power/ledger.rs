@@ -89,6 +89,11 @@ impl Ledger {
         of.iter().filter(|change| change[0] == what && change[1] == org).count()
     }
 
+    /// The root key that is promised.
+    pub(crate) fn root(&self) -> String {
+        Self::last(&self.done, "root").unwrap_or_else(|| self.begun[0][1].clone())
+    }
+
     /// Opens with the root key that is promised, or the one that a change may have brought.
     pub(crate) fn open(&self, data: &Path) -> Result<Store> {
         let roots = self.begun.iter().filter(|change| change[0] == "root");

@@ -34,8 +34,9 @@ const STATES: u64 = 100;
 fn child_works() {
     let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
     let text = |name| std::env::var(name).unwrap();
-    let seed = text("BYOKV_CHILD_SEED").parse().unwrap();
-    workload::run(Path::new(&data), &text("BYOKV_CHILD_ROOT"), seed);
+    let number = |name| text(name).parse().unwrap();
+    let (seed, life) = (number("BYOKV_CHILD_SEED"), number("BYOKV_CHILD_LIFE"));
+    workload::run(Path::new(&data), &text("BYOKV_CHILD_ROOT"), seed, life);
     // As in a power cut, nothing is closed.
     std::process::abort();
 }
@@ -109,17 +110,25 @@ fn outcomes(seed: u64, from: u64, to: u64) -> Vec<(u64, String)> {
     };
     let place = dir.path().join("place");
     std::fs::create_dir(&place).unwrap();
-    let worked = recorder::child("child_works", &place)
-        .env("BYOKV_RECORD_LOG", dir.path().join("log"))
-        .env("BYOKV_CHILD", place.join("data"))
-        .env("BYOKV_CHILD_ROOT", key_text())
-        .env("BYOKV_CHILD_SEED", seed.to_string())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&worked.stderr).into_owned();
-    let events = recorder::read(&dir.path().join("log"));
-    let ended = events.iter().any(|event| matches!(event, Event::Mark(text) if text == "end"));
-    assert!(ended, "the workload {seed} failed: {said}");
+    let log = dir.path().join("log");
+    let mut root = key_text();
+    for life in ["0", "1"] {
+        let worked = recorder::child("child_works", &place)
+            .env("BYOKV_RECORD_LOG", &log)
+            .env("BYOKV_CHILD", place.join("data"))
+            .env("BYOKV_CHILD_ROOT", &root)
+            .env("BYOKV_CHILD_SEED", seed.to_string())
+            .env("BYOKV_CHILD_LIFE", life)
+            .output()
+            .unwrap();
+        let events = recorder::read(&log);
+        let ended = |event: &&Event| matches!(event, Event::Mark(text) if text == "end");
+        let said = String::from_utf8_lossy(&worked.stderr);
+        let ends = events.iter().filter(ended).count();
+        assert_eq!(ends.to_string(), if life == "0" { "1" } else { "2" }, "{seed}: {said}");
+        root = Ledger::of(&events).root();
+    }
+    let events = recorder::read(&log);
     describe(seed, &events);
     drop(events);
 

@@ -3,7 +3,7 @@
 // it writes.
 //
 // BYOKV_RECORD_DIR    the directory that is watched (absolute, no symbolic links)
-// BYOKV_RECORD_LOG    where the record goes; a sync is then only noted, not made
+// BYOKV_RECORD_LOG    where the record goes, behind what is there; a sync is then only noted
 // BYOKV_RECORD_FAULT  "class:k:errno": from the mark "arm" on the k-th call of the class fails
 //                     ("class:k:errno+": and all later ones); errno 0 writes half of the bytes
 // Removing a file "@mark/TEXT" notes TEXT as a mark, and removes nothing.
@@ -48,7 +48,7 @@ __attribute__((constructor)) static void start(void) {
     snprintf(dir, sizeof dir, "%s", text);
     dir_len = strlen(dir);
     if ((text = getenv("BYOKV_RECORD_LOG")))
-        log_fd = syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        log_fd = syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if ((text = getenv("BYOKV_RECORD_FAULT"))) {
         char plus = 0;
         sscanf(text, "%15[a-z]:%ld:%d%c", fault_class, &fault_at, &fault_errno, &plus);
@@ -201,6 +201,7 @@ static int sync_file(int fd, int (*real)(int)) {
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t len = readlink(link, path, sizeof path);
     pthread_mutex_lock(&order);
+    if (!last) last = (uint64_t)getpid() << 32;
     uint64_t mine = ++last;
     int failed = fails("sync"), why = errno;
     if (!failed) note(SYNC_BEGINS, inode(fd), mine, path, len > 0 ? len : 0);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use byokv::{Error, Options, Org, OrgPolicy, RootKey, Store};
+use byokv::{Error, Options, Org, OrgPolicy, RootKey, Rotation, Store};
 
 use super::common::{Ended, key_text, material};
 use super::disk::Rng;
@@ -37,28 +37,42 @@ fn is_heavy(seed: u64) -> bool {
     seed % 2 == 1
 }
 
-pub(crate) fn run(data: &Path, root: &str, seed: u64) {
+/// Works in a new store until it is killed in the middle of it (`life` 0), or goes on with what
+/// that left (`life` 1).
+pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
     let mut rng = Rng::new(seed);
     let interval = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3600)];
     let interval = match is_heavy(seed) {
         true => interval[2],
         false => interval[usize::try_from(rng.below(3)).unwrap()],
     };
-    mark(&format!("K b root {root}"));
+    if life == 0 {
+        mark(&format!("K b root {root}"));
+    }
     let root = RootKey::from_material(material(root));
     let store = Options::new().sync_interval(interval).cache_bytes(4 << 20).open(data, root).unwrap();
     let store = &store;
-    let orgs = ["acme", "umbra"].map(|name| {
-        step(&format!("create {name}"), || store.create_org(name, OrgPolicy::byok()).unwrap())
+    let orgs = ["acme", "umbra"].map(|name| match life {
+        0 => step(&format!("create {name}"), || store.create_org(name, OrgPolicy::byok()).unwrap()),
+        _ => store.org(name).unwrap(),
     });
     let stop = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         for thread in 0..3u64 {
             let org = orgs[usize::from(thread == 2)].clone();
-            scope.spawn(move || write(store, &org, thread, seed, stop));
+            scope.spawn(move || write(store, &org, thread, seed, life, stop));
         }
         if is_heavy(seed) {
-            write(store, &orgs[0], 3, seed, &AtomicBool::new(false));
+            write(store, &orgs[0], 3, seed, life, &AtomicBool::new(false));
+        }
+        if life == 0 {
+            provision(store, "acme");
+            drop(begin_provision(store, "acme"));
+            mark("end");
+            std::process::abort();
+        }
+        for rotation in store.keys().rotations().unwrap() {
+            rotation.ended();
         }
         operate(store, &mut rng);
         stop.store(true, Ordering::Relaxed);
@@ -74,18 +88,28 @@ fn step<T>(what: &str, change: impl FnOnce() -> T) -> T {
     done
 }
 
+fn begin_provision(store: &Store, org: &str) -> (Rotation, String) {
+    let key = key_text();
+    let rotation = step(&format!("provision {org} {key}"), || {
+        store.keys().provision(org, material(&key)).unwrap()
+    });
+    (rotation, key)
+}
+
+fn provision(store: &Store, org: &str) -> String {
+    let (rotation, key) = begin_provision(store, org);
+    certified(org, &rotation);
+    key
+}
+
+fn certified(org: &str, rotation: &Rotation) {
+    let certificate = rotation.ended();
+    mark(&format!("K d certified {org} {}", certificate.version.get()));
+}
+
 fn operate(store: &Store, rng: &mut Rng) {
     let keys = store.keys();
-    let provision = |org: &str| {
-        let key = key_text();
-        let rotation = step(&format!("provision {org} {key}"), || {
-            keys.provision(org, material(&key)).unwrap()
-        });
-        let certificate = rotation.ended();
-        mark(&format!("K d certified {org} {}", certificate.version.get()));
-        key
-    };
-    let mut key = provision("acme");
+    let mut key = provision(store, "acme");
     for _ in 0..2 {
         let rotation = step("provision umbra -", || keys.rotate_platform_key("umbra").unwrap());
         if rng.one_in(2) {
@@ -94,28 +118,27 @@ fn operate(store: &Store, rng: &mut Rng) {
                 store.change_root_key(RootKey::from_material(material(&root))).unwrap();
             });
         }
-        let certificate = rotation.ended();
-        mark(&format!("K d certified umbra {}", certificate.version.get()));
+        certified("umbra", &rotation);
         step("suspend acme -", || keys.suspend("acme").unwrap());
         step(&format!("resume acme {key}"), || keys.resume("acme", material(&key)).unwrap());
         let entries = keys.audit().map(Result::unwrap).count();
         mark(&format!("K d audited {entries}"));
-        key = provision("acme");
+        key = provision(store, "acme");
     }
     step("residue", || store.erase_residue().unwrap());
     let gone = step("create gone", || store.create_org("gone", OrgPolicy::byok()).unwrap());
     gone.put("x", value("x", 1, 4000)).unwrap();
     let erasure = step("erase gone", || keys.erase_org("gone").unwrap());
     assert!(erasure.wait_timeout(Duration::from_secs(30)).unwrap().is_some());
-    provision("acme");
+    provision(store, "acme");
 }
 
-fn write(store: &Store, org: &Org, thread: u64, seed: u64, stop: &AtomicBool) {
-    let mut rng = Rng::new(seed.wrapping_mul(31) + thread);
+fn write(store: &Store, org: &Org, thread: u64, seed: u64, life: u64, stop: &AtomicBool) {
+    let mut rng = Rng::new(seed.wrapping_mul(31) + 7 * life + thread);
     let durable = org.durable();
     let org_name = org.name().to_owned();
-    let (rare, end) = if is_heavy(seed) { (100, 1500) } else { (1, u64::MAX) };
-    for number in 1..=end {
+    let (rare, count) = if is_heavy(seed) { (100, 400) } else { (1, 1_000_000) };
+    for number in life * 1_000_000 + 1..=life * 1_000_000 + count {
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -126,7 +149,7 @@ fn write(store: &Store, org: &Org, thread: u64, seed: u64, stop: &AtomicBool) {
             10..40 => 1000,
             _ => 20 + usize::try_from(rng.below(200)).unwrap(),
         };
-        let is_durable = rng.one_in(4 * rare) || number <= NAMES;
+        let is_durable = rng.one_in(4 * rare) || number % 1_000_000 <= NAMES / 2;
         let handle = if is_durable { &durable } else { org };
         let done = match rng.below(20) {
             0 if rng.one_in(rare) => {
