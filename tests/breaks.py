@@ -270,6 +270,22 @@ BREAKS = [
      "        let Some(next) = newest(&self.snapshot()) else { return false };\n"
      "        let _one_at_a_time = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);\n",
      "loom the_newest"),
+    ("power cut: the log is not synced", "src/storage/sled/files.rs",
+     "        self.log.sync_data().map_err(|e| self.refused(&self.dir.join(\"db\"), &e))",
+     "        Ok(())",
+     "--test power a_power_cut"),
+    ("power cut: space is used again at once", "src/storage/sled/keeper.rs",
+     "        self.held = Some(pinned);",
+     "        self.held = None;\n        drop(pinned);",
+     "--test power a_power_cut"),
+    ("power cut: the log is not cut off where it is not whole", "src/storage/sled/tail.rs",
+     "    if let Some(from) = durable.noted {",
+     "    if let Some(from) = durable.noted.filter(|_| false) {",
+     "--test power a_power_cut"),
+    ("power cut: what was killed is not synced before sled opens it", "src/storage/sled/tail.rs",
+     "    sync_all(dir)?;\n    remove",
+     "    remove",
+     "--test power a_power_cut"),
 ]
 
 

@@ -132,7 +132,9 @@ impl<'a> Disk<'a> {
                     let (a, b) = (names.get(from).copied(), names.get(to).copied());
                     effects = vec![(from.clone(), b), (to.clone(), a)];
                 }
-                Event::Unlink { path } | Event::Rmdir { path } => effects.push((path.clone(), None)),
+                Event::Unlink { path } | Event::Rmdir { path } => {
+                    effects.push((path.clone(), None))
+                }
                 Event::Mkdir { path } => effects.push((path.clone(), Some(Node::Dir))),
                 Event::Mark(_) | Event::Range => {}
             }
@@ -151,7 +153,8 @@ impl<'a> Disk<'a> {
 
     /// Changes that a power cut may undo: of bytes and of names.
     pub(crate) fn unsynced(&self) -> (usize, usize) {
-        let late = |file: &File| file.changes.iter().filter(|at| **at >= file.synced_before).count();
+        let late =
+            |file: &File| file.changes.iter().filter(|at| **at >= file.synced_before).count();
         let names = self.renamings.iter().filter(|renaming| !self.is_durable(renaming)).count();
         (self.files.iter().map(late).sum(), names)
     }
@@ -166,7 +169,8 @@ impl<'a> Disk<'a> {
     fn names(&self, mode: Names, rng: &mut Rng) -> BTreeMap<PathBuf, Node> {
         let durable = self.renamings.iter().rposition(|renaming| self.is_durable(renaming));
         let least = durable.map_or(0, |last| last + 1);
-        let kept = least + usize::try_from(rng.below((self.renamings.len() - least + 1) as u64)).unwrap();
+        let kept =
+            least + usize::try_from(rng.below((self.renamings.len() - least + 1) as u64)).unwrap();
         let mut names = BTreeMap::new();
         for (at, renaming) in self.renamings.iter().enumerate() {
             let stays = match mode {
@@ -255,7 +259,14 @@ impl<'a> Disk<'a> {
     }
 
     /// Lays down in `to` what a power cut may leave of `data`.
-    pub(crate) fn lay_down(&self, data: &Path, to: &Path, names: Names, bytes: Bytes, rng: &mut Rng) {
+    pub(crate) fn lay_down(
+        &self,
+        data: &Path,
+        to: &Path,
+        names: Names,
+        bytes: Bytes,
+        rng: &mut Rng,
+    ) {
         let _ = fs::remove_dir_all(to);
         for (path, node) in self.names(names, rng) {
             let target = to.join(path.strip_prefix(data).unwrap());

@@ -62,7 +62,15 @@ impl Ledger {
         ledger
     }
 
-    fn history(&mut self, org: &str, name: &str, state: &str, number: &str, len: Option<usize>, at: usize) {
+    fn history(
+        &mut self,
+        org: &str,
+        name: &str,
+        state: &str,
+        number: &str,
+        len: Option<usize>,
+        at: usize,
+    ) {
         let history = self.histories.entry((org.to_owned(), name.to_owned())).or_default();
         let number = number.parse().unwrap();
         match state {
@@ -178,15 +186,17 @@ impl Ledger {
             };
             match &found {
                 None => {
-                    let deleted = history.begun.iter().any(|(n, len)| {
-                        len.is_none() && *n >= history.durable
-                    });
+                    let deleted =
+                        history.begun.iter().any(|(n, len)| len.is_none() && *n >= history.durable);
                     let lost = history.durable;
                     assert!(lost == 0 || deleted, "{org_name} {name}: write {lost} is lost");
                 }
                 Some(stored) => {
                     let (of, number, len) = claims(stored).expect("a value of this test");
-                    assert!(of == *name && value(name, number, len)[..] == stored[..], "{name}: wrong");
+                    assert!(
+                        of == *name && value(name, number, len)[..] == stored[..],
+                        "{name}: wrong"
+                    );
                     let newest = history.durable;
                     assert!(may_be(number, Some(len)), "{org_name} {name}: {number} for {newest}");
                 }

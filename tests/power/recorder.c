@@ -6,7 +6,8 @@
 // BYOKV_RECORD_LOG    where the record goes, behind what is there; a sync is then only noted
 // BYOKV_RECORD_FAULT  "class:k:errno": from the mark "arm" on the k-th call of the class fails
 //                     ("class:k:errno+": and all later ones); errno 0 writes half of the bytes
-// Removing a file "@mark/TEXT" notes TEXT as a mark, and removes nothing.
+// Removing a file "@mark/TEXT" notes TEXT as a mark, and removes nothing. Between the marks "full"
+// and "space" no file may grow.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -38,7 +39,7 @@ static int log_fd = -1;
 static unsigned char watched[MOST_FDS];
 static char fault_class[16];
 static long fault_at = -1, fault_seen;
-static int fault_errno, fault_stays, armed;
+static int fault_errno, fault_stays, armed, full;
 
 #define REAL(name) ({ static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name); real; })
 
@@ -157,8 +158,14 @@ static ssize_t write_at(int fd, const void *data, size_t len, off_t at) {
         }
         len /= 2;
     }
+    struct stat st;
     off_t offset = at < 0 ? lseek(fd, 0, SEEK_CUR) : at;
     if (at < 0 && (fcntl(fd, F_GETFL) & O_APPEND)) offset = lseek(fd, 0, SEEK_END);
+    if (full && !fstat(fd, &st) && offset + (off_t)len > st.st_size) {
+        pthread_mutex_unlock(&order);
+        errno = ENOSPC;
+        return -1;
+    }
     ssize_t wrote = at < 0 ? REAL(write)(fd, data, len) : REAL(pwrite)(fd, data, len, at);
     int why = errno;
     if (wrote > 0) note(WRITE, inode(fd), offset, data, wrote);
@@ -256,6 +263,8 @@ static int remove_in(int at, const char *path, int flags) {
     if (!strncmp(path, "@mark/", 6)) {
         pthread_mutex_lock(&order);
         if (!strcmp(path, "@mark/arm")) armed = 1, fault_seen = 0;
+        if (!strcmp(path, "@mark/full")) full = 1;
+        if (!strcmp(path, "@mark/space")) full = 0;
         note(MARK, 0, 0, path + 6, strlen(path + 6));
         pthread_mutex_unlock(&order);
         errno = ENOENT;

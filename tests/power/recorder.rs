@@ -7,16 +7,44 @@ use std::sync::OnceLock;
 /// One change of the disk, in the order in which they happened.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Create { inode: u64, path: PathBuf },
-    Write { inode: u64, at: u64, data: Vec<u8> },
-    Truncate { inode: u64, len: u64 },
-    SyncBegins { inode: u64, id: u64, path: PathBuf },
-    SyncEnded { id: u64 },
-    Rename { from: PathBuf, to: PathBuf },
-    Exchange { from: PathBuf, to: PathBuf },
-    Unlink { path: PathBuf },
-    Mkdir { path: PathBuf },
-    Rmdir { path: PathBuf },
+    Create {
+        inode: u64,
+        path: PathBuf,
+    },
+    Write {
+        inode: u64,
+        at: u64,
+        data: Vec<u8>,
+    },
+    Truncate {
+        inode: u64,
+        len: u64,
+    },
+    SyncBegins {
+        inode: u64,
+        id: u64,
+        path: PathBuf,
+    },
+    SyncEnded {
+        id: u64,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Exchange {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    Mkdir {
+        path: PathBuf,
+    },
+    Rmdir {
+        path: PathBuf,
+    },
     Mark(String),
     /// `sync_file_range`, which is no sync.
     Range,

@@ -41,7 +41,8 @@ fn is_heavy(seed: u64) -> bool {
 /// that left (`life` 1).
 pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
     let mut rng = Rng::new(seed);
-    let interval = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3600)];
+    let interval =
+        [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3600)];
     let interval = match is_heavy(seed) {
         true => interval[2],
         false => interval[usize::try_from(rng.below(3)).unwrap()],
@@ -50,7 +51,8 @@ pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
         mark(&format!("K b root {root}"));
     }
     let root = RootKey::from_material(material(root));
-    let store = Options::new().sync_interval(interval).cache_bytes(4 << 20).open(data, root).unwrap();
+    let store =
+        Options::new().sync_interval(interval).cache_bytes(4 << 20).open(data, root).unwrap();
     let store = &store;
     let orgs = ["acme", "umbra"].map(|name| match life {
         0 => step(&format!("create {name}"), || store.create_org(name, OrgPolicy::byok()).unwrap()),

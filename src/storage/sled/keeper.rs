@@ -55,7 +55,8 @@ impl Keeper {
                     return;
                 }
                 let durable = Durable::open(of_thread.dir());
-                let durable = durable.map_err(|e| Error::io("opening the note of what is durable", e));
+                let durable =
+                    durable.map_err(|e| Error::io("opening the note of what is durable", e));
                 let first = durable.and_then(|mut durable| {
                     pins.turn(&of_thread, segment_size, &mut durable)?;
                     Ok(durable)
@@ -69,12 +70,13 @@ impl Keeper {
                 }
             })
             .map_err(|e| Error::io("starting a thread", e))?;
-        let keeper = Self { files, written, due: Some(due), thread: Some(thread) };
         let gone = |_| Error::io("starting a thread", std::io::ErrorKind::BrokenPipe.into());
         pinned.recv().map_err(gone)?;
+        // Without a word the thread ends.
         let opened = open()?;
         let _ = go.send(());
         noted.recv().map_err(gone)??;
+        let keeper = Self { files, written, due: Some(due), thread: Some(thread) };
         Ok((opened, keeper))
     }
 
@@ -85,7 +87,8 @@ impl Keeper {
     /// Counts what was written.
     pub(super) fn wrote(&self, bytes: usize) {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before < Self::BYTES && before + bytes as u64 >= Self::BYTES
+        if before < Self::BYTES
+            && before + bytes as u64 >= Self::BYTES
             && let Some(due) = &self.due
         {
             let _ = due.try_send(());
@@ -179,4 +182,3 @@ impl Pins {
         Ok(())
     }
 }
-
