@@ -39,7 +39,7 @@ static int log_fd = -1;
 static unsigned char watched[MOST_FDS];
 static char fault_class[16];
 static long fault_at = -1, fault_seen;
-static int fault_errno, fault_stays, armed, full;
+static int fault_errno, fault_stays, armed, no_space;
 
 #define REAL(name) ({ static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name); real; })
 
@@ -161,7 +161,7 @@ static ssize_t write_at(int fd, const void *data, size_t len, off_t at) {
     struct stat st;
     off_t offset = at < 0 ? lseek(fd, 0, SEEK_CUR) : at;
     if (at < 0 && (fcntl(fd, F_GETFL) & O_APPEND)) offset = lseek(fd, 0, SEEK_END);
-    if (full && !fstat(fd, &st) && offset + (off_t)len > st.st_size) {
+    if (no_space && !fstat(fd, &st) && offset + (off_t)len > st.st_size) {
         pthread_mutex_unlock(&order);
         errno = ENOSPC;
         return -1;
@@ -263,8 +263,8 @@ static int remove_in(int at, const char *path, int flags) {
     if (!strncmp(path, "@mark/", 6)) {
         pthread_mutex_lock(&order);
         if (!strcmp(path, "@mark/arm")) armed = 1, fault_seen = 0;
-        if (!strcmp(path, "@mark/full")) full = 1;
-        if (!strcmp(path, "@mark/space")) full = 0;
+        if (!strcmp(path, "@mark/full")) no_space = 1;
+        if (!strcmp(path, "@mark/space")) no_space = 0;
         note(MARK, 0, 0, path + 6, strlen(path + 6));
         pthread_mutex_unlock(&order);
         errno = ENOENT;
