@@ -133,7 +133,7 @@ impl<'a> Disk<'a> {
                     effects = vec![(from.clone(), b), (to.clone(), a)];
                 }
                 Event::Unlink { path } | Event::Rmdir { path } => {
-                    effects.push((path.clone(), None))
+                    effects.push((path.clone(), None));
                 }
                 Event::Mkdir { path } => effects.push((path.clone(), Some(Node::Dir))),
                 Event::Mark(_) | Event::Range => {}

@@ -52,6 +52,8 @@ impl Ledger {
                 }
                 ["S", "b", thread] => drop(syncs.insert(thread, at)),
                 ["S", "d", thread] => ledger.synced(syncs[thread]),
+                // What the first life only buffered, no later sync promises.
+                ["killed"] => ledger.histories.values_mut().for_each(|h| h.written.clear()),
                 ["K", state, ..] => {
                     let change = words[2..].iter().map(|&word| word.to_owned()).collect();
                     if state == "b" { &mut ledger.begun } else { &mut ledger.done }.push(change);

@@ -49,6 +49,8 @@ pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
     };
     if life == 0 {
         mark(&format!("K b root {root}"));
+    } else {
+        mark("killed");
     }
     let root = RootKey::from_material(material(root));
     let store =
