@@ -13,7 +13,7 @@ pub use enabled::*;
 pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, RESTORE, OPENING, BLINDED];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
-pub const OPENING: &[&str] = &["open.discarded", "open.marked", "open.paid"];
+pub const OPENING: &[&str] = &["open.discarded", "open.begun", "open.marked", "open.paid"];
 
 /// The points that the erasure of an org passes besides those of the keyring and of syncs.
 pub const ERASURE: &[&str] = &["erase.keys_gone", "erase.deleted", "erase.counted"];

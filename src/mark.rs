@@ -43,8 +43,13 @@ impl Position {
         slot
     }
 
+    /// Of bytes that may go on behind it.
+    pub(crate) fn decode_first(bytes: &[u8], store: OrgId, key: &KeyMaterial) -> Option<Self> {
+        Self::decode(bytes.get(..SLOT)?, store, key)
+    }
+
     /// `None` for anything that this store did not write.
-    pub(crate) fn decode(slot: &[u8], store: OrgId, key: &KeyMaterial) -> Option<Self> {
+    fn decode(slot: &[u8], store: OrgId, key: &KeyMaterial) -> Option<Self> {
         let (content, tag) = slot.split_at_checked(CONTENT)?;
         if !key.mac_is(LABEL, content, tag) || content[8..24] != store.as_bytes()[..] {
             return None;

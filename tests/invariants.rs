@@ -197,8 +197,8 @@ fn a_damaged_record_keeps_the_old_key_alive() {
         let key = [&id.as_bytes()[..], b"n00042"].concat();
         let key = escape(&key);
         let mut envelope = records.get(&key).unwrap().unwrap().to_vec();
-        let last = envelope.len() - 1;
-        envelope[last] ^= 1;
+        let tag = envelope.len() - 17;
+        envelope[tag] ^= 1;
         records.insert(key, envelope).unwrap();
     });
     let store = place.open();

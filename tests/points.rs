@@ -335,6 +335,7 @@ fn end_of(what: &str, trial: &Trial, store: Store) -> Vec<String> {
     certificates.sort();
     end.append(&mut certificates);
     keys.audit().for_each(|entry| drop(entry.unwrap()));
+    store.verify().unwrap();
     if what == "residue" {
         assert!(store.residue().unwrap().is_empty());
     }

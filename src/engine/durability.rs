@@ -7,10 +7,6 @@ use super::Engine;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::mark::{Mark, Position};
-use crate::storage::Space;
-
-/// Where the database holds its own position.
-pub(super) const POSITION_KEY: &[u8] = b"position";
 
 pub(super) struct Durability {
     mark: Mark,
@@ -89,7 +85,7 @@ impl Engine {
             generation: state.generation.load(Ordering::Acquire),
         };
         let encoded = state.mark.encode(next).to_vec();
-        self.storage.put(Space::System, POSITION_KEY, Some(encoded))?;
+        self.storage.put_position(encoded)?;
         failpoint::reach("sync.counted", "");
         self.storage.sync()?;
         failpoint::reach("sync.flushed", "");

@@ -122,6 +122,20 @@ impl Engine {
         self.sync_if_dirty()
     }
 
+    /// After the last write of all.
+    pub(crate) fn end(&self) -> Result<()> {
+        self.storage.check_writable()?;
+        self.storage.end()
+    }
+
+    /// Whether any record is missing or older than it was.
+    pub(crate) fn verify(&self) -> Result<()> {
+        match self.storage.is_whole()? {
+            true => Ok(()),
+            false => Err(opening::not_whole(&self.storage.dir())),
+        }
+    }
+
     /// Reads and opens one record. The snapshot is taken before the bytes are read (invariant 6).
     pub(crate) fn read(&self, org: &OrgState, name: &[u8]) -> Result<Option<Value>> {
         org.read(|keys| {

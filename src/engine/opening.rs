@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam::sync::ShardedLock;
 
-use super::durability::{Durability, POSITION_KEY};
+use super::durability::Durability;
 use super::latency::Latency;
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
@@ -20,7 +20,7 @@ use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::mark::{Mark, Position};
 use crate::sealed::file;
-use crate::storage::{SledOptions, SledStorage, Space, Storage};
+use crate::storage::{SledOptions, SledStorage, Storage};
 
 #[derive(Clone, Debug)]
 pub(crate) struct EngineOptions {
@@ -61,16 +61,22 @@ impl Engine {
         if is_new {
             file.save(&root, &keyring)?;
         }
-        let storage = SledStorage::open(&database, &options.sled)?;
+        let digest_key = keyring.secret.derive(&[b"byokv digest v1"]);
+        let accept = options.accept_rollback;
+        let storage = SledStorage::open(&database, &options.sled, &digest_key, accept)?;
         let held = storage
-            .get(Space::System, POSITION_KEY)?
-            .and_then(|stored| Position::decode(&stored, keyring.store, &mark_key));
-        let behind = gone_back(&keyring, held, marked);
+            .position()?
+            .and_then(|stored| Position::decode_first(&stored, keyring.store, &mark_key));
+        let was_whole = storage.was_whole();
+        let behind = gone_back(&keyring, held, marked)
+            .or_else(|| (!was_whole).then(|| not_whole(&database)));
         if let Some(error) = &behind
-            && !options.accept_rollback
+            && !accept
         {
             return Err(error.clone());
         }
+        storage.begin()?;
+        failpoint::reach("open.begun", "");
         Self::erase_leftovers(dir, &database)?;
         let position = newest(&keyring, held, marked);
         let keyring = Keyring { generation: position.generation, ..keyring };
@@ -122,6 +128,11 @@ impl Engine {
             })?;
         }
         engine.discard_unfinished_restores()?;
+        if !was_whole {
+            // Pages of different ages overlap: what is read of them now would change with the
+            // next writes. A fresh copy of it does not.
+            engine.erase_residue()?;
+        }
         if let Err(error) = engine.expire_tokens(now_unix_ms()) {
             tracing::warn!(%error, "expired import tokens are still there, trying again");
         }
@@ -233,6 +244,16 @@ fn gone_back(keyring: &Keyring, held: Option<Position>, marked: Option<Position>
         return rolled_back(what, None);
     }
     None
+}
+
+/// What the digest has found.
+pub(super) fn not_whole(database: &Path) -> Error {
+    let what = format!(
+        "records in {} are missing or older than they were: its files were damaged, or older \
+         records were put back; which ones cannot be told",
+        database.display()
+    );
+    Error::RolledBack { what, syncs: None }
 }
 
 fn newest(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> Position {

@@ -53,6 +53,23 @@ pub(crate) trait Storage: Send + Sync {
     /// Lazily, in key order. Keys written behind the iterator are not seen, keys ahead are.
     fn scan(&self, space: Space, range: Range) -> Pairs;
 
+    /// Writes the store's position, at a moment when no other write is under way, together with
+    /// the digest of all that is there.
+    fn put_position(&self, position: Vec<u8>) -> Result<()>;
+
+    /// The position that was last written, with other bytes behind it.
+    fn position(&self) -> Result<Option<Stored>>;
+
+    /// Goes on from what was found at opening. Comes before the first write.
+    fn begin(&self) -> Result<()>;
+
+    /// Notes that nothing is written any more: whatever comes is refused.
+    fn end(&self) -> Result<()>;
+
+    /// Whether every value is there and none is older than it was, by the digest. Reads all keys
+    /// and values beside the writes, which are held up for some hundred values at a time.
+    fn is_whole(&self) -> Result<bool>;
+
     /// Returns when every write that returned before would survive a power cut.
     fn sync(&self) -> Result<()>;
 

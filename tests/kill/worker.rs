@@ -276,6 +276,7 @@ fn check(store: &Store, said: &str) {
         assert!(census.by_version.keys().all(|version| *version == newest), "{census:?}");
         look(&store.org(&org.name).unwrap());
     }
+    store.verify().unwrap();
     let events: Vec<_> = keys.audit().map(Result::unwrap).collect();
     assert!(!events.is_empty());
     for certificate in keys.certificates() {

@@ -13,7 +13,7 @@ use super::ui::{self, RED, Ui};
 pub(super) struct Verify {
     /// Only this org
     org: Option<String>,
-    /// Open every record, not only its header
+    /// Open every record, not only its header, and see that none is missing or older than it was
     #[arg(long)]
     deep: bool,
 }
@@ -56,6 +56,10 @@ impl Verify {
                 }
             }
             findings.print(ui, self.deep)?;
+            if self.deep {
+                // What is missing has no header to look at.
+                store.verify()?;
+            }
             Ok(findings.faults.len())
         })?;
         match faults {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Space, Write};
+use super::super::Space;
 use super::border::{await_release, forget_cached, guarded, segment_size};
+use super::digest;
 use super::files::Files;
 use super::keeper::Keeper;
 use super::keys::escape;
@@ -15,7 +16,7 @@ use super::tail;
 use crate::error::{Error, Result};
 
 /// In `system`, without a meaning of its own.
-const OPENED_KEY: &[u8] = b"opened";
+pub(super) const OPENED_KEY: &[u8] = b"opened";
 
 /// A range of keys as sled has them, and a pair.
 pub(super) type RawRange = (Bound<sled::IVec>, Bound<sled::IVec>);
@@ -30,7 +31,7 @@ pub(crate) struct SledOptions {
     pub(crate) flush_interval: Duration,
 }
 
-/// A value as sled hands it out: shared, not copied.
+/// A value as sled hands it out: shared, not copied. What the digest added is not seen.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Stored(pub(super) sled::IVec);
 
@@ -38,7 +39,7 @@ impl Deref for Stored {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        digest::plain(&self.0)
     }
 }
 
@@ -125,42 +126,17 @@ impl Database {
         self.reading(|| Ok(tree.get(escape(key))?.map(Stored)))
     }
 
-    pub(super) fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
+    /// Writes one pair as sled has it.
+    pub(super) fn put_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.keeper.wrote(key.len() + value.as_ref().map_or(0, Vec::len));
-        self.writing("writing", || {
-            match value {
-                Some(value) => tree.insert(escape(key), value)?,
-                None => tree.remove(escape(key))?,
-            };
-            Ok(())
-        })
+        self.keeper.wrote(key.len() + value.len());
+        self.writing("writing", || tree.insert(key, value).map(drop))
     }
 
-    pub(super) fn compare_and_swap(
-        &self,
-        space: Space,
-        key: &[u8],
-        old: Option<&[u8]>,
-        new: Option<Vec<u8>>,
-    ) -> Result<bool> {
+    pub(super) fn remove_raw(&self, space: Space, key: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.keeper.wrote(key.len() + new.as_ref().map_or(0, Vec::len));
-        self.writing("writing", || Ok(tree.compare_and_swap(escape(key), old, new)?.is_ok()))
-    }
-
-    pub(super) fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()> {
-        let mut batch = sled::Batch::default();
-        for Write { key, value } in writes {
-            let key = escape(&key).into_owned();
-            self.keeper.wrote(key.len() + value.as_ref().map_or(0, Vec::len));
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
-        let tree = self.tree(space);
-        self.writing("writing a batch", || tree.apply_batch(batch))
+        self.keeper.wrote(key.len());
+        self.writing("writing", || tree.remove(key).map(drop))
     }
 
     /// Over keys as sled has them.
@@ -176,11 +152,11 @@ impl Database {
         self.reading(|| step().transpose())
     }
 
-    /// Writes pairs as they came from another database, in pieces of about a mebibyte.
+    /// Writes pairs as sled has them, together; `bytes` says how long they are in all.
     pub(super) fn apply_raw(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
         let tree = self.tree(space);
         self.keeper.wrote(bytes);
-        self.writing("copying", || tree.apply_batch(batch))
+        self.writing("writing a batch", || tree.apply_batch(batch))
     }
 
     pub(super) fn get_raw(&self, space: Space, key: &[u8]) -> Result<Option<sled::IVec>> {
@@ -199,8 +175,13 @@ impl Database {
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
     /// `pagecache/iobuf.rs`), so the files are synced here.
     pub(super) fn sync(&self) -> Result<()> {
-        self.writing("flushing", || self.db.flush())?;
+        self.flush()?;
         self.files().sync()
+    }
+
+    /// Hands everything to the system.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.writing("flushing", || self.db.flush().map(drop))
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {

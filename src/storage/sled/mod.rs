@@ -4,16 +4,18 @@
 mod border;
 mod copy;
 mod database;
+mod digest;
 mod files;
 mod keeper;
 mod keys;
 mod log;
 mod scan;
 mod tail;
+mod write;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -21,15 +23,22 @@ use crossbeam::sync::ShardedLock;
 
 use super::{Pairs, Range, Space, Storage, Successor, Write};
 use crate::error::{Error, Result};
+use crate::material::KeyMaterial;
 use database::Database;
 pub(crate) use database::{SledOptions, Stored};
-use keys::escape;
+use digest::{Digest, Found};
 pub(crate) use scan::Key;
 
 pub(crate) struct SledStorage(Arc<Shared>);
 
 struct Shared {
     options: SledOptions,
+    digest: Digest,
+    found: Found,
+    /// Held by who counts.
+    counting: Mutex<()>,
+    /// Nothing is written any more.
+    ended: AtomicBool,
     /// Replaced while nobody writes. Who reads from the one before, which lives as long, reads
     /// what it held at that moment.
     current: ArcSwap<Database>,
@@ -46,48 +55,39 @@ impl SledStorage {
         Database::exists(dir)
     }
 
-    pub(crate) fn open(dir: &Path, options: &SledOptions) -> Result<Self> {
+    /// Opens or makes the database in `dir`, with the key of its digest. Reads all of it if it
+    /// was not closed, or if `thorough`. Nothing is written before [`begin`](Storage::begin).
+    pub(crate) fn open(
+        dir: &Path,
+        options: &SledOptions,
+        key: &KeyMaterial,
+        thorough: bool,
+    ) -> Result<Self> {
         let database = Arc::new(Database::open(dir, options)?);
+        let digest = Digest::new(key);
+        let found = digest.find(&database, thorough)?;
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
+            digest,
+            found,
+            counting: Mutex::new(()),
+            ended: AtomicBool::new(false),
             current: ArcSwap::new(database),
             writes: ShardedLock::new(()),
             copying: AtomicBool::new(false),
             written: Mutex::default(),
         })))
     }
+
+    /// Whether what was found at opening is what was left.
+    pub(crate) fn was_whole(&self) -> bool {
+        self.0.found.is_whole
+    }
 }
 
 impl Shared {
     fn current(&self) -> Guard<Arc<Database>> {
         self.current.load()
-    }
-
-    /// Writes, and notes what was written for a copy that is under way: after the write, so
-    /// that who reads the note reads the new value. Whether there is a copy is asked once writes
-    /// are let in: a copy that is begun later waits for this write before it looks at any key.
-    fn write<T>(
-        &self,
-        write: impl FnOnce(&Database, bool) -> (Vec<(Space, Vec<u8>)>, Result<T>),
-    ) -> Result<T> {
-        let _allowed = self.writes.read().unwrap_or_else(PoisonError::into_inner);
-        let database = self.current();
-        let (keys, outcome) = write(&database, self.copying.load(Ordering::Acquire));
-        if !keys.is_empty() {
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
-        }
-        outcome
-    }
-
-    fn write_one<T>(
-        &self,
-        (space, key): (Space, &[u8]),
-        write: impl FnOnce(&Database) -> Result<T>,
-    ) -> Result<T> {
-        self.write(|database, noting| {
-            let note = noting.then(|| (space, escape(key).into_owned()));
-            (note.into_iter().collect(), write(database))
-        })
     }
 }
 
@@ -97,7 +97,7 @@ impl Storage for SledStorage {
     }
 
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
-        self.0.write_one((space, key), |database| database.put(space, key, value))
+        self.0.replace(space, key, value, None).map(drop)
     }
 
     fn compare_and_swap(
@@ -107,19 +107,43 @@ impl Storage for SledStorage {
         old: Option<&[u8]>,
         new: Option<Vec<u8>>,
     ) -> Result<bool> {
-        self.0.write_one((space, key), |database| database.compare_and_swap(space, key, old, new))
+        self.0.replace(space, key, new, Some(old))
     }
 
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()> {
-        self.0.write(|database, noting| {
-            let noted = writes.iter().filter(|_| noting);
-            let noted = noted.map(|w| (space, escape(&w.key).into_owned())).collect();
-            (noted, database.apply(space, writes))
-        })
+        self.0.replace_all(space, writes)
     }
 
     fn scan(&self, space: Space, range: Range) -> Pairs {
         Box::new(scan::Scan::new(Arc::clone(&self.0), space, range))
+    }
+
+    fn put_position(&self, position: Vec<u8>) -> Result<()> {
+        self.0.seal(Some(position))
+    }
+
+    fn position(&self) -> Result<Option<Stored>> {
+        self.0.current().get(Space::System, digest::POSITION_KEY)
+    }
+
+    fn begin(&self) -> Result<()> {
+        self.0.digest.begin(&self.0.current(), &self.0.found)
+    }
+
+    fn end(&self) -> Result<()> {
+        self.0.seal(None)
+    }
+
+    fn is_whole(&self) -> Result<bool> {
+        let _one_at_a_time = self.0.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.digest.begin_count();
+        loop {
+            let _all = self.0.writes.write().unwrap_or_else(PoisonError::into_inner);
+            let database = self.0.current();
+            if let Some(is_whole) = self.0.digest.step_count(&database)? {
+                return Ok(is_whole);
+            }
+        }
     }
 
     fn sync(&self) -> Result<()> {
@@ -157,6 +181,8 @@ mod tests {
     use std::sync::atomic::AtomicU32;
     use std::time::Duration;
 
+    use std::sync::atomic::Ordering;
+
     use super::border::{guarded, refusal_note};
     use super::*;
 
@@ -164,11 +190,19 @@ mod tests {
         SledOptions { cache_bytes: 16 << 20, flush_interval: Duration::from_millis(500) }
     }
 
+    fn open(dir: &Path) -> Result<SledStorage> {
+        let key = KeyMaterial::take(&mut [1; 32]);
+        let storage = SledStorage::open(dir, &options(), &key, false)?;
+        assert!(storage.was_whole());
+        storage.begin()?;
+        Ok(storage)
+    }
+
     #[test]
     fn after_a_panic_or_a_refused_sync_nothing_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let storage = SledStorage::open(&path, &options()).unwrap();
+        let storage = open(&path).unwrap();
         storage.put(Space::Records, b"a", Some(vec![1])).unwrap();
         storage.sync().unwrap();
         let refused = storage.0.current().files().refused(&path, &ErrorKind::Other.into());
@@ -180,7 +214,7 @@ mod tests {
         assert!(storage.get(Space::Records, b"a").unwrap().is_some(), "reading goes on");
         assert!(refusal_note(&path).exists());
         drop(storage);
-        let storage = SledStorage::open(&path, &options()).unwrap();
+        let storage = open(&path).unwrap();
         assert!(!refusal_note(&path).exists());
         assert!(storage.get(Space::Records, b"a").unwrap().is_some());
         let panicked = storage.0.current().step(|| panic!("on purpose"));
@@ -193,7 +227,7 @@ mod tests {
     fn a_blob_that_grew_is_synced_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let storage = SledStorage::open(&path, &options()).unwrap();
+        let storage = open(&path).unwrap();
         let blob = path.join("blobs/1");
         let known = |storage: &SledStorage| {
             storage.sync().unwrap();
@@ -210,7 +244,7 @@ mod tests {
     fn a_database_that_was_just_dropped_opens_again() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..100u8 {
-            let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+            let storage = open(&dir.path().join("db")).unwrap();
             storage.put(Space::Records, &[i], Some(vec![i; 100])).unwrap();
         }
     }
@@ -218,7 +252,7 @@ mod tests {
     #[test]
     fn scans_both_ways_over_keys_that_break_sleds_reverse_iterator() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        let storage = open(&dir.path().join("db")).unwrap();
         let mut keys = BTreeSet::new();
         let mut state = 88_172_645_463_325_252_u64;
         let mut random = |below: u64| {
@@ -258,7 +292,7 @@ mod tests {
     #[test]
     fn the_spaces_are_apart_and_batches_and_swaps_do_what_they_say() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        let storage = open(&dir.path().join("db")).unwrap();
         let write = |key: &str, value: Option<&str>| Write {
             key: key.into(),
             value: value.map(Into::into),
@@ -282,7 +316,7 @@ mod tests {
     #[test]
     fn a_batch_that_meets_the_start_of_a_copy_is_noted() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        let storage = open(&dir.path().join("db")).unwrap();
         for _ in 0..20 {
             let held = storage.0.writes.write().unwrap();
             let on_its_way = AtomicBool::new(false);
@@ -310,7 +344,7 @@ mod tests {
     #[test]
     fn a_batch_that_moves_a_value_is_seen_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        let storage = open(&dir.path().join("db")).unwrap();
         let key = |place: u32| place.to_be_bytes();
         let write = |place, value| Write { key: key(place).to_vec(), value };
         storage.put(Space::Records, &key(0), Some(vec![7])).unwrap();
@@ -342,7 +376,7 @@ mod tests {
     #[test]
     fn a_copy_takes_over_under_writers_and_scans() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = SledStorage::open(&dir.path().join("db"), &options()).unwrap();
+        let storage = open(&dir.path().join("db")).unwrap();
         let key = |i: u32| i.to_be_bytes();
         for i in 0..5000 {
             storage.put(Space::Records, &key(i), Some(vec![0; 50])).unwrap();
@@ -392,7 +426,7 @@ mod tests {
             assert!(copy.close_old(Duration::from_secs(10)), "the old one is closed");
         });
         drop(storage);
-        let storage = SledStorage::open(&dir.path().join("db.1"), &options()).unwrap();
+        let storage = open(&dir.path().join("db.1")).unwrap();
         assert!(storage.get(Space::System, b"s").unwrap().is_some());
         assert!(storage.get(Space::Records, &key(7)).unwrap().is_some());
     }

@@ -1,0 +1,355 @@
+//! The digest: whether every value that was written is there, and none is older than it was.
+//!
+//! sled's recovery after a kill passes over what is damaged in the middle of its log, and over
+//! large pages whose file is gone: values vanish, or older ones come back, and nothing says so.
+//! So one secret-keyed number is summed over all values that live, and written with each
+//! position of the store. A sync is a moment at which no write is under way, so the sum is exact
+//! there. What was written behind the last sync that a crash left is told apart by the *epoch* in
+//! each value, and is taken out of the sum by what it replaced: each value says that too, and
+//! each deletion is noted. Layout and argument: `docs/design.md`.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aes_gcm::aes::Aes256;
+use aes_gcm::aes::cipher::{BlockCipherEncrypt, KeyInit};
+
+use super::super::Space;
+use super::database::{Database, OPENED_KEY};
+use crate::error::Result;
+use crate::material::KeyMaterial;
+
+/// Behind each value: epoch (8) ‖ print of what it replaced (8).
+pub(super) const TRAILER: usize = 16;
+/// Behind the position: epoch (8) ‖ state (1) ‖ sum (8) ‖ HMAC (32).
+const SEAL: usize = 49;
+const LABEL: &[u8] = b"byokv digest v1";
+pub(super) const POSITION_KEY: &[u8] = b"position";
+const DELETED_PREFIX: &[u8] = b"deleted/";
+const STRIPES: usize = 64;
+/// Pairs that are read while writes wait.
+const STEP: usize = 256;
+
+/// How the store was left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// In use: what was written later may be there too.
+    Open,
+    /// Closed: nothing was written later.
+    Closed,
+    /// A write failed, and nobody knows whether it is there: the sum proves nothing.
+    InDoubt,
+}
+
+/// What stands behind the position.
+#[derive(Clone, Copy)]
+struct Seal {
+    epoch: u64,
+    left: Left,
+    sum: u64,
+}
+
+/// Deletions of one epoch, of the keys of one stripe: the prints that they took away.
+#[derive(Default)]
+pub(super) struct Stripe {
+    epoch: u64,
+    deleted: u64,
+}
+
+/// A count that goes on while there are writes: up to where, and what it has found.
+struct Count {
+    at: Option<(Space, Vec<u8>)>,
+    sum: u64,
+}
+
+pub(super) struct Digest {
+    prints: Aes256,
+    seals: KeyMaterial,
+    /// Held while a key of the stripe is read and written.
+    stripes: [Mutex<Stripe>; STRIPES],
+    sum: AtomicU64,
+    /// Of writes that are made now.
+    epoch: AtomicU64,
+    in_doubt: AtomicBool,
+    counting: AtomicBool,
+    count: Mutex<Count>,
+    position: Mutex<Vec<u8>>,
+}
+
+/// What a database is found with.
+pub(super) struct Found {
+    /// Whether it is what it was.
+    pub(super) is_whole: bool,
+    sum: u64,
+    epoch: u64,
+}
+
+pub(super) fn plain(stored: &[u8]) -> &[u8] {
+    &stored[..stored.len().saturating_sub(TRAILER)]
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
+    bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+fn trailer(stored: &[u8]) -> (u64, u64) {
+    let trailer = &stored[plain(stored).len()..];
+    (number(trailer, 0), number(trailer, 8))
+}
+
+/// Whether something lies there that is not counted.
+fn is_own(space: Space, key: &[u8]) -> bool {
+    let own = key == POSITION_KEY || key == OPENED_KEY || key.starts_with(DELETED_PREFIX);
+    space == Space::System && own
+}
+
+impl Digest {
+    /// Where the deletions of a stripe are noted.
+    pub(super) fn deleted_key(stripe: usize) -> Vec<u8> {
+        [DELETED_PREFIX, stripe.to_string().as_bytes()].concat()
+    }
+
+    pub(super) fn new(key: &KeyMaterial) -> Self {
+        let prints = key.derive(&[LABEL, b" prints"]);
+        Self {
+            prints: Aes256::new(prints.expose().into()),
+            seals: key.derive(&[LABEL, b" seals"]),
+            stripes: std::array::from_fn(|_| Mutex::default()),
+            sum: AtomicU64::new(0),
+            epoch: AtomicU64::new(1),
+            in_doubt: AtomicBool::new(false),
+            counting: AtomicBool::new(false),
+            count: Mutex::new(Count { at: None, sum: 0 }),
+            position: Mutex::default(),
+        }
+    }
+
+    /// A value's number: of its last 16 bytes, which for all that the store writes are the tag
+    /// of an AEAD over value, name and a random nonce.
+    fn print(&self, value: &[u8]) -> u64 {
+        let mut block = [0; 16];
+        let last = &value[value.len().saturating_sub(16)..];
+        block[..last.len()].copy_from_slice(last);
+        let mut block = block.into();
+        self.prints.encrypt_block(&mut block);
+        number(&block, 0)
+    }
+
+    /// What a value counts for in the sum as it was at the end of `epoch`.
+    fn as_of(&self, epoch: u64, stored: &[u8]) -> u64 {
+        match trailer(stored) {
+            (written, replaced) if written > epoch => replaced,
+            _ => self.print(plain(stored)),
+        }
+    }
+
+    /// What a value counts for now.
+    fn now(&self, stored: Option<&[u8]>) -> u64 {
+        stored.map_or(0, |stored| self.print(plain(stored)))
+    }
+
+    pub(super) fn stripe_of(space: Space, key: &[u8]) -> usize {
+        let mut hasher = DefaultHasher::new();
+        (space, key).hash(&mut hasher);
+        usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0)
+    }
+
+    pub(super) fn lock(&self, stripe: usize) -> MutexGuard<'_, Stripe> {
+        self.stripes[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `value` as it is to be stored in place of `old`. The key's stripe is locked.
+    pub(super) fn dress(&self, mut value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let replaced = old.map_or(0, |old| self.as_of(epoch - 1, old));
+        value.extend_from_slice(&epoch.to_be_bytes());
+        value.extend_from_slice(&replaced.to_be_bytes());
+        value
+    }
+
+    /// Notes a deletion before it is made: of one key, or of all that a batch deletes, which are
+    /// there or gone together, so that one of them stands for all.
+    pub(super) fn note_deletion(
+        &self,
+        database: &Database,
+        stripe: usize,
+        state: &mut Stripe,
+        (space, key): (Space, &[u8]),
+        olds: &[sled::IVec],
+    ) -> Result<()> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        if state.epoch != epoch {
+            *state = Stripe { epoch, deleted: 0 };
+        }
+        let amounts = olds.iter().map(|old| self.as_of(epoch - 1, old));
+        let amount = amounts.fold(0, u64::wrapping_add);
+        let print = self.now(olds.first().map(AsRef::as_ref));
+        let mut note = Vec::with_capacity(33 + key.len());
+        for part in [epoch, state.deleted, amount, print] {
+            note.extend_from_slice(&part.to_be_bytes());
+        }
+        note.push(u8::from(space == Space::System));
+        note.extend_from_slice(key);
+        database.put_raw(Space::System, &Self::deleted_key(stripe), &note)?;
+        state.deleted = state.deleted.wrapping_add(amount);
+        Ok(())
+    }
+
+    /// Takes over what was written. The key's stripe is still locked.
+    pub(super) fn changed(
+        &self,
+        (space, key): (Space, &[u8]),
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) {
+        let change = self.now(new).wrapping_sub(self.now(old));
+        self.sum.fetch_add(change, Ordering::AcqRel);
+        if self.counting.load(Ordering::Acquire) {
+            let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_counted = |(at_space, at): &(Space, Vec<u8>)| {
+                (space as u8, key) <= (*at_space as u8, at.as_slice())
+            };
+            if count.at.as_ref().is_some_and(is_counted) {
+                count.sum = count.sum.wrapping_add(change);
+            }
+        }
+    }
+
+    /// A write failed.
+    pub(super) fn doubt(&self) {
+        self.in_doubt.store(true, Ordering::Release);
+    }
+
+    /// Writes the position with the sum. No write is under way.
+    pub(super) fn seal(&self, database: &Database, position: Option<Vec<u8>>) -> Result<()> {
+        let mut last = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = match (self.in_doubt.load(Ordering::Acquire), &position) {
+            (true, _) => Left::InDoubt,
+            (false, Some(_)) => Left::Open,
+            (false, None) => Left::Closed,
+        };
+        if let Some(position) = position {
+            *last = position;
+        }
+        let sum = self.sum.load(Ordering::Acquire);
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let mut sealed = last.clone();
+        sealed.extend_from_slice(&epoch.to_be_bytes());
+        sealed.push(left as u8);
+        sealed.extend_from_slice(&sum.to_be_bytes());
+        let tag = self.seals.mac(LABEL, &sealed);
+        sealed.extend_from_slice(&tag);
+        match database.put_raw(Space::System, POSITION_KEY, &sealed) {
+            Ok(()) => self.epoch.store(epoch + 1, Ordering::Release),
+            Err(error) => {
+                self.doubt();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The position that the database holds, and the seal behind it, if it is one of ours.
+    fn unseal(&self, database: &Database) -> Result<Option<(Vec<u8>, Seal)>> {
+        let Some(stored) = database.get_raw(Space::System, POSITION_KEY)? else {
+            return Ok(None);
+        };
+        let Some(at) = stored.len().checked_sub(SEAL) else { return Ok(None) };
+        let (content, tag) = stored.split_at(stored.len() - 32);
+        if !self.seals.mac_is(LABEL, content, tag) {
+            return Ok(None);
+        }
+        let left = match content[at + 8] {
+            0 => Left::Open,
+            1 => Left::Closed,
+            _ => Left::InDoubt,
+        };
+        let seal = Seal { epoch: number(content, at), left, sum: number(content, at + 9) };
+        Ok(Some((content[..at].to_vec(), seal)))
+    }
+
+    /// Looks at a database that was just opened, without changing it. Reads all of it if it was
+    /// not closed, or if `thorough`.
+    pub(super) fn find(&self, database: &Database, thorough: bool) -> Result<Found> {
+        let sealed = self.unseal(database)?;
+        let nothing = Seal { epoch: 0, left: Left::Open, sum: 0 };
+        let (position, seal) = sealed.unwrap_or((Vec::new(), nothing));
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        if seal.left == Left::Closed && !thorough {
+            return Ok(Found { is_whole: true, sum: seal.sum, epoch: seal.epoch });
+        }
+        let (mut sum, mut then, mut newest) = (0u64, 0u64, seal.epoch);
+        for space in [Space::Records, Space::System] {
+            let mut pairs = database.range(space, (Bound::Unbounded, Bound::Unbounded))?;
+            while let Some((key, stored)) = database.step(|| pairs.next())? {
+                if !is_own(space, &key) {
+                    sum = sum.wrapping_add(self.now(Some(&stored)));
+                    then = then.wrapping_add(self.as_of(seal.epoch, &stored));
+                    newest = newest.max(trailer(&stored).0);
+                } else if key.starts_with(DELETED_PREFIX) && number(&stored, 0) > seal.epoch {
+                    newest = newest.max(number(&stored, 0));
+                    then = then.wrapping_add(self.deleted(database, &stored)?);
+                }
+            }
+        }
+        let is_whole = seal.left == Left::InDoubt || then == seal.sum;
+        Ok(Found { is_whole, sum, epoch: newest })
+    }
+
+    /// What the deletions that a note tells of took away. The last was made if its key is gone.
+    fn deleted(&self, database: &Database, note: &[u8]) -> Result<u64> {
+        let (before, amount, print) = (number(note, 8), number(note, 16), number(note, 24));
+        let space = if note.get(32) == Some(&1) { Space::System } else { Space::Records };
+        let there = database.get_raw(space, note.get(33..).unwrap_or_default())?;
+        let is_made = there.is_none_or(|stored| self.now(Some(&stored)) != print);
+        Ok(before.wrapping_add(if is_made { amount } else { 0 }))
+    }
+
+    /// Goes on from what was found. Must come before the first write: what that is told from
+    /// what a crash left by its epoch.
+    pub(super) fn begin(&self, database: &Database, found: &Found) -> Result<()> {
+        self.sum.store(found.sum, Ordering::Release);
+        self.epoch.store(found.epoch + 1, Ordering::Release);
+        let position = self.position.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.seal(database, Some(position))
+    }
+
+    /// Begins a count beside the writes.
+    pub(super) fn begin_count(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = Count { at: None, sum: 0 };
+        self.counting.store(true, Ordering::Release);
+    }
+
+    /// Counts a little further while no write is under way. Whether the sum is right, once all
+    /// is counted.
+    pub(super) fn step_count(&self, database: &Database) -> Result<Option<bool>> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let spaces = [Space::Records, Space::System];
+        let (space, from) = match count.at.take() {
+            Some((space, at)) => (space, Bound::Excluded(sled::IVec::from(at))),
+            None => (spaces[0], Bound::Unbounded),
+        };
+        let mut pairs = database.range(space, (from, Bound::Unbounded))?;
+        for _ in 0..STEP {
+            let Some((key, stored)) = database.step(|| pairs.next())? else {
+                if space == spaces[0] {
+                    count.at = Some((spaces[1], Vec::new()));
+                    return Ok(None);
+                }
+                self.counting.store(false, Ordering::Release);
+                let sum = self.sum.load(Ordering::Acquire);
+                return Ok(Some(count.sum == sum || self.in_doubt.load(Ordering::Acquire)));
+            };
+            if !is_own(space, &key) {
+                count.sum = count.sum.wrapping_add(self.now(Some(&stored)));
+            }
+            count.at = Some((space, key.to_vec()));
+        }
+        Ok(None)
+    }
+}
