@@ -135,7 +135,18 @@ struct Context {
     ui: Ui,
 }
 
+/// Keys would stand in a core dump.
+#[cfg(unix)]
+fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // Lowering a limit is always allowed.
+    let _ = setrlimit(Resource::Core, none);
+}
+
 fn main() -> ExitCode {
+    #[cfg(unix)]
+    forbid_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
