@@ -225,9 +225,9 @@ BREAKS = [
      "            engine.erase_residue()?;", "",
      "--test damaged a_page"),
     ("the digest forgets deletions", "src/storage/sled/write.rs",
-     "                        .note_deletion(database, index, &mut stripe, (space, &key), olds)\n"
+     "                        .note_deletion(database, index, &mut stripe, olds)\n"
      "                        .and_then(|()| database.remove_raw(space, &key))",
-     "                        .note_deletion(database, index, &mut stripe, (space, &key), &olds[1..])\n"
+     "                        .note_deletion(database, index, &mut stripe, &olds[1..])\n"
      "                        .and_then(|()| database.remove_raw(space, &key))",
      "--test kill what"),
     ("the digest takes what a crash left for what was there", "src/storage/sled/digest.rs",

@@ -2,7 +2,7 @@
 //! is right values, a clear error, or the one record's error. Never a wrong, missing or older
 //! value while nothing says so, never a panic, an abort or a hang.
 //!
-//! 150 trials; with `BYOKV_TORTURE=n`, n × 1000.
+//! 80 trials; with `BYOKV_TORTURE=n`, n × 1000.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -316,7 +316,7 @@ fn trial(place: &Place, what: String, tally: &mut Tally) {
 fn no_damage_goes_unnoticed() {
     let trials = match std::env::var("BYOKV_TORTURE") {
         Ok(n) => 1000 * n.parse::<u64>().unwrap_or(1),
-        Err(_) => 150,
+        Err(_) => 80,
     };
     let seed = std::env::var("BYOKV_SEED").map_or(1, |seed| seed.parse().unwrap());
     let mut random = Random(seed);

@@ -8,6 +8,7 @@
 //! each value, and is taken out of the sum by what it replaced: each value says that too, and
 //! each deletion is noted. Layout and argument: `docs/design.md`.
 
+use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
@@ -172,13 +173,13 @@ impl Digest {
     }
 
     /// Notes a deletion before it is made: of one key, or of all that a batch deletes, which are
-    /// there or gone together, so that one of them stands for all.
+    /// there or gone together, so that one of them stands for all. Without its key, which would
+    /// stay as long as the note.
     pub(super) fn note_deletion(
         &self,
         database: &Database,
         stripe: usize,
         state: &mut Stripe,
-        (space, key): (Space, &[u8]),
         olds: &[sled::IVec],
     ) -> Result<()> {
         let epoch = self.epoch.load(Ordering::Acquire);
@@ -188,12 +189,7 @@ impl Digest {
         let amounts = olds.iter().map(|old| self.as_of(epoch - 1, old));
         let amount = amounts.fold(0, u64::wrapping_add);
         let print = self.now(olds.first().map(AsRef::as_ref));
-        let mut note = Vec::with_capacity(33 + key.len());
-        for part in [epoch, state.deleted, amount, print] {
-            note.extend_from_slice(&part.to_be_bytes());
-        }
-        note.push(u8::from(space == Space::System));
-        note.extend_from_slice(key);
+        let note = [epoch, state.deleted, amount, print].map(u64::to_be_bytes).concat();
         database.put_raw(Space::System, &Self::deleted_key(stripe), &note)?;
         state.deleted = state.deleted.wrapping_add(amount);
         Ok(())
@@ -283,30 +279,34 @@ impl Digest {
             return Ok(Found { is_whole: true, sum: seal.sum, epoch: seal.epoch });
         }
         let (mut sum, mut then, mut newest) = (0u64, 0u64, seal.epoch);
+        // Of the last deletion of each stripe: it was made if the value is gone.
+        let mut amounts = HashMap::new();
+        for stripe in 0..STRIPES {
+            let Some(note) = database.get_raw(Space::System, &Self::deleted_key(stripe))? else {
+                continue;
+            };
+            let [epoch, before, amount, print] = [0, 8, 16, 24].map(|at| number(&note, at));
+            if epoch > seal.epoch {
+                newest = newest.max(epoch);
+                then = then.wrapping_add(before);
+                amounts.insert(print, amount);
+            }
+        }
         for space in [Space::Records, Space::System] {
             let mut pairs = database.range(space, (Bound::Unbounded, Bound::Unbounded))?;
             while let Some((key, stored)) = database.step(|| pairs.next())? {
                 if !is_own(space, &key) {
-                    sum = sum.wrapping_add(self.now(Some(&stored)));
+                    let print = self.now(Some(&stored));
+                    amounts.remove(&print);
+                    sum = sum.wrapping_add(print);
                     then = then.wrapping_add(self.as_of(seal.epoch, &stored));
                     newest = newest.max(trailer(&stored).0);
-                } else if key.starts_with(DELETED_PREFIX) && number(&stored, 0) > seal.epoch {
-                    newest = newest.max(number(&stored, 0));
-                    then = then.wrapping_add(self.deleted(database, &stored)?);
                 }
             }
         }
+        then = amounts.into_values().fold(then, u64::wrapping_add);
         let is_whole = seal.left == Left::InDoubt || then == seal.sum;
         Ok(Found { is_whole, sum, epoch: newest })
-    }
-
-    /// What the deletions that a note tells of took away. The last was made if its key is gone.
-    fn deleted(&self, database: &Database, note: &[u8]) -> Result<u64> {
-        let (before, amount, print) = (number(note, 8), number(note, 16), number(note, 24));
-        let space = if note.get(32) == Some(&1) { Space::System } else { Space::Records };
-        let there = database.get_raw(space, note.get(33..).unwrap_or_default())?;
-        let is_made = there.is_none_or(|stored| self.now(Some(&stored)) != print);
-        Ok(before.wrapping_add(if is_made { amount } else { 0 }))
     }
 
     /// Goes on from what was found. Must come before the first write: what that is told from

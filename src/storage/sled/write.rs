@@ -57,7 +57,7 @@ impl Shared {
                     keys.push((Space::System, Digest::deleted_key(index)));
                     let olds = std::slice::from_ref(old);
                     digest
-                        .note_deletion(database, index, &mut stripe, (space, &key), olds)
+                        .note_deletion(database, index, &mut stripe, olds)
                         .and_then(|()| database.remove_raw(space, &key))
                 }
             };
@@ -82,7 +82,7 @@ impl Shared {
             let mut stripes: Vec<_> =
                 indexes.keys().map(|&index| (index, digest.lock(index))).collect();
             let (mut batch, mut bytes) = (sled::Batch::default(), 0);
-            let (mut changes, mut deleted, mut gone) = (Vec::new(), Vec::new(), None);
+            let (mut changes, mut deleted) = (Vec::new(), Vec::new());
             for (key, new) in writes {
                 let old = database.get_raw(space, &key)?;
                 let new = new.map(|new| digest.dress(new, old.as_deref()));
@@ -93,20 +93,16 @@ impl Shared {
                     (None, Some(old)) => {
                         batch.remove(key.as_slice());
                         deleted.push(old.clone());
-                        gone.get_or_insert_with(|| key.clone());
                     }
                 }
                 changes.push((key, old, new));
             }
             let mut written = Ok(());
-            if let (Some(gone), Some((index, stripe))) = (&gone, stripes.first_mut()) {
+            if let (false, Some((index, stripe))) = (deleted.is_empty(), stripes.first_mut()) {
                 keys.push((Space::System, Digest::deleted_key(*index)));
-                written = digest.note_deletion(database, *index, stripe, (space, gone), &deleted);
+                written = digest.note_deletion(database, *index, stripe, &deleted);
             }
-            match written.and_then(|()| database.apply_raw(space, batch, bytes)) {
-                Ok(()) => written = Ok(()),
-                Err(error) => written = Err(error),
-            }
+            let written = written.and_then(|()| database.apply_raw(space, batch, bytes));
             if written.is_err() {
                 digest.doubt();
             }
