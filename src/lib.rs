@@ -66,7 +66,7 @@ pub use keyring::root::{RootKey, RootKeyProvider};
 pub use keyring::{NamePolicy, OrgPolicy, RetirePolicy};
 pub use material::KeyMaterial;
 pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
-pub use org::{Batch, Names, Org, Record, Scan, Swap};
+pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};
 #[cfg(feature = "backup")]
 pub use store::{Backup, Restore, Restored, RestoredOrg};

@@ -1,6 +1,7 @@
 //! The agent's face: records of one org. Never sees a key.
 
 mod batch;
+mod parallel;
 mod scan;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 pub use batch::Batch;
+pub use parallel::ParallelScan;
 use scan::Selection;
 pub use scan::{Names, Record, Scan};
 

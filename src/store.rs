@@ -47,6 +47,7 @@ pub use restore::{Restore, Restored, RestoredOrg};
 #[derive(Clone, Debug)]
 pub struct Options {
     cache_bytes: u64,
+    segment_bytes: usize,
     sync_interval: Duration,
     rotation_workers: usize,
     throttle: Option<Throttle>,
@@ -61,6 +62,7 @@ impl Options {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             cache_bytes: 128 << 20,
+            segment_bytes: 512 << 10,
             sync_interval: Duration::from_millis(500),
             rotation_workers: cores.min(4),
             throttle: None,
@@ -74,6 +76,16 @@ impl Options {
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.cache_bytes = bytes;
+        self
+    }
+
+    /// Bytes of a segment of sled's log, for a database that is made: a store has the size that
+    /// it was made with until [`Store::erase_residue`] makes it a fresh database. Default
+    /// 512 KiB; a power of two from 64 KiB to 16 MiB. A page (up to 16 records) that is larger
+    /// than a quarter of a segment gets a file of its own.
+    #[must_use]
+    pub fn segment_bytes(mut self, bytes: usize) -> Self {
+        self.segment_bytes = bytes;
         self
     }
 
@@ -128,7 +140,11 @@ impl Options {
     pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
         self.check()?;
         let options = EngineOptions {
-            sled: SledOptions { cache_bytes: self.cache_bytes, flush_interval: self.sync_interval },
+            sled: SledOptions {
+                cache_bytes: self.cache_bytes,
+                segment_bytes: self.segment_bytes,
+                flush_interval: self.sync_interval,
+            },
             create: self.create,
             accept_rollback: self.accept_rollback,
         };
@@ -143,6 +159,10 @@ impl Options {
         let invalid = |option, why| Err(Error::InvalidOption { option, why });
         if self.cache_bytes < 1 << 20 {
             return invalid("cache_bytes", "at least 1 MiB");
+        }
+        let segments = (64 << 10)..=(16 << 20);
+        if !self.segment_bytes.is_power_of_two() || !segments.contains(&self.segment_bytes) {
+            return invalid("segment_bytes", "a power of two, 64 KiB to 16 MiB");
         }
         let interval = Duration::from_millis(10)..=Duration::from_secs(3600);
         if !interval.contains(&self.sync_interval) {
@@ -200,6 +220,16 @@ impl Store {
     pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
         let state = self.engine.create_org(name, policy)?;
         Ok(Org::new(Arc::clone(&self.engine), state))
+    }
+
+    /// Makes many orgs at once, or none of them. Each change writes the whole keyring anew, so
+    /// 10,000 orgs one by one write some gigabytes, and at once some megabytes.
+    ///
+    /// # Errors
+    /// Those of [`create_org`](Self::create_org), for the first name that has one.
+    pub fn create_orgs(&self, orgs: &[(&str, OrgPolicy)]) -> Result<Vec<Org>> {
+        let made = self.engine.create_orgs(orgs)?;
+        Ok(made.into_iter().map(|state| Org::new(Arc::clone(&self.engine), state)).collect())
     }
 
     /// The org of this name.

@@ -112,21 +112,36 @@ impl Engine {
     }
 
     pub(crate) fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Arc<OrgState>> {
+        let made = self.create_orgs(&[(name, policy)])?.pop();
+        made.ok_or_else(|| Error::OrgUnknown { org: name.to_owned() })
+    }
+
+    /// Makes all of them in one change of the keyring, or none.
+    pub(crate) fn create_orgs(&self, orgs: &[(&str, OrgPolicy)]) -> Result<Vec<Arc<OrgState>>> {
         self.check_open()?;
-        let mut id = [0; OrgId::LEN];
-        material::random(&mut id)?;
-        let id = OrgId::from_bytes(id);
-        let material = KeyMaterial::generate()?;
-        let org = self.change(None, |keyring, drafts| {
-            let fingerprint = keyring.create_org(id, name, policy, material, now_unix_ms())?;
-            let draft = Draft::new(AuditEvent::OrgCreated);
-            drafts.push(draft.org(name, id).key(KeyVersion::FIRST, fingerprint));
-            Ok(Arc::new(OrgState::new(keyring.org(name)?)))
+        if orgs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let made = self.change(None, |keyring, drafts| {
+            let now = now_unix_ms();
+            let make = |(name, policy): &(&str, OrgPolicy)| {
+                let mut id = [0; OrgId::LEN];
+                material::random(&mut id)?;
+                let id = OrgId::from_bytes(id);
+                let (policy, material) = (policy.clone(), KeyMaterial::generate()?);
+                let fingerprint = keyring.create_org(id, name, policy, material, now)?;
+                let draft = Draft::new(AuditEvent::OrgCreated);
+                drafts.push(draft.org(name, id).key(KeyVersion::FIRST, fingerprint));
+                Ok(Arc::new(OrgState::new(keyring.org(name)?)))
+            };
+            orgs.iter().map(make).collect::<Result<Vec<_>>>()
         })?;
         let mut orgs = self.orgs.write().unwrap_or_else(PoisonError::into_inner);
-        orgs.insert(name.to_owned(), Arc::clone(&org));
-        tracing::info!(org = name, id = %id, "org created");
-        Ok(org)
+        for org in &made {
+            orgs.insert(org.name.to_string(), Arc::clone(org));
+            tracing::info!(org = %org.name, id = %org.id, "org created");
+        }
+        Ok(made)
     }
 
     /// Installs and activates a key. What is refused is audited too.

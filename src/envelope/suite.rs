@@ -1,20 +1,26 @@
 //! The algorithms, their keys ready for use, and nonces that survive a fork.
 
+#[cfg(feature = "aws-lc")]
+mod aws;
+#[cfg(any(test, not(feature = "aws-lc")))]
+mod rust;
+
 use std::cell::RefCell;
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::XChaCha20Poly1305;
-use xaes_256_gcm::Xaes256Gcm;
 use zeroize::Zeroizing;
 
 use crate::error::Result;
 use crate::id::Suite;
 use crate::material::{self, KeyMaterial};
+#[cfg(feature = "aws-lc")]
+use aws::{XChaCha20Poly1305, Xaes256Gcm};
+#[cfg(not(feature = "aws-lc"))]
+use rust::{XChaCha20Poly1305, Xaes256Gcm};
 
 pub(crate) const NONCE_LEN: usize = 24;
 pub(crate) const TAG_LEN: usize = 16;
 
-/// A key expanded for one suite. Wiped on drop by the ciphers' `zeroize` features.
+/// A key expanded for one suite. Wiped on drop by the ciphers.
 pub(crate) enum SuiteKey {
     Xaes256Gcm(Box<Xaes256Gcm>),
     XChaCha20Poly1305(Box<XChaCha20Poly1305>),
@@ -24,12 +30,15 @@ pub(crate) enum SuiteKey {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TagMismatch;
 
+/// What a cipher did not do: it does not say why.
+struct Refused;
+
 impl SuiteKey {
     pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Self {
         match suite {
-            Suite::Xaes256Gcm => Self::Xaes256Gcm(Box::new(Xaes256Gcm::new(key.expose().into()))),
+            Suite::Xaes256Gcm => Self::Xaes256Gcm(Box::new(Xaes256Gcm::new(key.expose()))),
             Suite::XChaCha20Poly1305 => {
-                Self::XChaCha20Poly1305(Box::new(XChaCha20Poly1305::new(key.expose().into())))
+                Self::XChaCha20Poly1305(Box::new(XChaCha20Poly1305::new(key.expose())))
             }
         }
     }
@@ -41,17 +50,17 @@ impl SuiteKey {
         ad: &[u8],
         buffer: &mut [u8],
     ) -> [u8; TAG_LEN] {
-        let nonce = (&nonce.0).into();
         let sealed = match self {
-            Self::Xaes256Gcm(key) => key.encrypt_inout_detached(nonce, ad, buffer.into()),
-            Self::XChaCha20Poly1305(key) => key.encrypt_inout_detached(nonce, ad, buffer.into()),
+            Self::Xaes256Gcm(key) => key.seal(&nonce.0, ad, buffer),
+            Self::XChaCha20Poly1305(key) => key.seal(&nonce.0, ad, buffer),
         };
-        // The ciphers refuse only messages beyond 64 GiB; values end at 64 MiB.
-        #[allow(clippy::expect_used)]
-        sealed.expect("no message of ours is near the ciphers' limit of 64 GiB").into()
+        // The ciphers refuse only messages beyond 64 GiB; values end at 64 MiB. aws-lc also
+        // where it gets no memory, as Rust's own allocator would.
+        #[allow(clippy::panic)]
+        sealed.unwrap_or_else(|Refused| panic!("a cipher refused to seal: out of memory"))
     }
 
-    /// Checks the tag first, then decrypts `buffer`; on a mismatch it keeps the ciphertext.
+    /// Checks the tag, and decrypts `buffer`; on a mismatch no plaintext is in it.
     pub(crate) fn open_in_place(
         &self,
         nonce: &[u8; NONCE_LEN],
@@ -59,14 +68,11 @@ impl SuiteKey {
         buffer: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<(), TagMismatch> {
-        let (nonce, tag) = (nonce.into(), tag.into());
         match self {
-            Self::Xaes256Gcm(key) => key.decrypt_inout_detached(nonce, ad, buffer.into(), tag),
-            Self::XChaCha20Poly1305(key) => {
-                key.decrypt_inout_detached(nonce, ad, buffer.into(), tag)
-            }
+            Self::Xaes256Gcm(key) => key.open(nonce, ad, buffer, tag),
+            Self::XChaCha20Poly1305(key) => key.open(nonce, ad, buffer, tag),
         }
-        .map_err(|_| TagMismatch)
+        .map_err(|Refused| TagMismatch)
     }
 }
 
@@ -225,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_keeps_the_ciphertext() {
+    fn a_mismatch_leaves_no_plaintext() {
         for suite in Suite::ALL {
             let key = key(suite, [7; 32]);
             let nonce = Nonce::draw().unwrap();
@@ -234,8 +240,51 @@ mod tests {
             let tag = key.seal_in_place(nonce, b"ad", &mut buffer);
             let sealed = buffer;
             assert_eq!(key.open_in_place(&public, b"AD", &mut buffer, &tag), Err(TagMismatch));
-            assert_eq!(buffer, sealed);
+            // RustCrypto keeps the ciphertext, aws-lc writes zeros over it.
+            assert!(buffer == sealed || buffer == [0; 7]);
         }
+    }
+
+    #[cfg(feature = "aws-lc")]
+    mod both {
+        use proptest::prelude::*;
+
+        use super::super::{aws, rust};
+
+        macro_rules! agree {
+            ($test:ident, $suite:ident) => {
+                proptest! {
+                    /// Each opens what the other sealed, and neither what was changed.
+                    #[test]
+                    fn $test(
+                        key: [u8; 32],
+                        nonce: [u8; 24],
+                        ad in prop::collection::vec(any::<u8>(), 0..300),
+                        plain in prop::collection::vec(any::<u8>(), 0..3000),
+                        bit in any::<prop::sample::Index>(),
+                    ) {
+                        let (a, b) = (aws::$suite::new(&key), rust::$suite::new(&key));
+                        let (mut of_a, mut of_b) = (plain.clone(), plain.clone());
+                        let tag_a = a.seal(&nonce, &ad, &mut of_a).ok().unwrap();
+                        let tag_b = b.seal(&nonce, &ad, &mut of_b).ok().unwrap();
+                        prop_assert_eq!((&of_a, tag_a), (&of_b, tag_b));
+                        let mut changed = [&of_a[..], &tag_a].concat();
+                        prop_assert!(a.open(&nonce, &ad, &mut of_b, &tag_b).is_ok());
+                        prop_assert!(b.open(&nonce, &ad, &mut of_a, &tag_a).is_ok());
+                        prop_assert_eq!((&of_a, &of_b), (&plain, &plain));
+                        let bit = bit.index(changed.len() * 8);
+                        changed[bit / 8] ^= 1 << (bit % 8);
+                        let (buffer, tag) = changed.split_last_chunk_mut::<16>().unwrap();
+                        let mut same = buffer.to_vec();
+                        prop_assert!(a.open(&nonce, &ad, buffer, tag).is_err());
+                        prop_assert!(b.open(&nonce, &ad, &mut same, tag).is_err());
+                    }
+                }
+            };
+        }
+
+        agree!(xaes, Xaes256Gcm);
+        agree!(xchacha, XChaCha20Poly1305);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::vec;
 
 use super::Org;
+use super::parallel::ParallelScan;
 use crate::engine::{Engine, OrgState};
 use crate::envelope::Value;
 use crate::error::Result;
@@ -28,9 +29,9 @@ pub struct Record {
 /// the names below the last whole segment of the prefix, in memory; a name that does not open is
 /// an error before all others.
 pub struct Scan {
-    engine: Arc<Engine>,
-    org: Arc<OrgState>,
-    source: Source,
+    pub(super) engine: Arc<Engine>,
+    pub(super) org: Arc<OrgState>,
+    pub(super) source: Source,
 }
 
 /// Names in order; no value is opened.
@@ -47,14 +48,14 @@ pub(super) struct Selection {
     pub(super) range: Range,
 }
 
-enum Source {
+pub(super) enum Source {
     Clear(Pairs),
     /// Sorted when the first is taken.
     Blinded(Result<vec::IntoIter<Result<Vec<u8>>>, Selection>),
 }
 
 /// What a source gives: clear names come with the record's bytes.
-type Found = (Vec<u8>, Option<Stored>);
+pub(super) type Found = (Vec<u8>, Option<Stored>);
 
 impl Source {
     fn new(org: &Org, selection: Selection) -> Self {
@@ -74,7 +75,12 @@ impl Source {
         Self::Clear(org.engine.storage.scan(Space::Records, (from, to)))
     }
 
-    fn take(&mut self, engine: &Engine, org: &OrgState, end: End) -> Option<Result<Found>> {
+    pub(super) fn take(
+        &mut self,
+        engine: &Engine,
+        org: &OrgState,
+        end: End,
+    ) -> Option<Result<Found>> {
         match self {
             Self::Clear(pairs) => {
                 let pair = if end == End::Front { pairs.next() } else { pairs.next_back() };
@@ -100,7 +106,7 @@ impl Source {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Front,
     Back,
 }
@@ -117,27 +123,53 @@ impl Scan {
         Names { engine: self.engine, org: self.org, source: self.source }
     }
 
+    /// The same records in the same order, opened ahead by `threads` threads, 1 to 64. Worth it
+    /// where the records are many, and cores are free.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// # let acme = store.create_org("acme", OrgPolicy::platform_only())?;
+    /// acme.put("clusters/a", "1")?;
+    /// for record in acme.scan("clusters/").parallel(4)? {
+    ///     println!("{} bytes", record?.value.len());
+    /// }
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) for other numbers of threads; the
+    /// machine has no more threads.
+    pub fn parallel(self, threads: usize) -> Result<ParallelScan> {
+        ParallelScan::start(self, threads)
+    }
+
     fn take(&mut self, end: End) -> Option<Result<Record>> {
         loop {
             let found = self.source.take(&self.engine, &self.org, end)?;
-            if let Some(record) = self.open(found) {
+            if let Some(record) = open(&self.engine, &self.org, found) {
                 return Some(record);
             }
         }
     }
+}
 
-    /// `None` if the record was deleted since its name was found.
-    fn open(&self, found: Result<Found>) -> Option<Result<Record>> {
-        let usable = self.engine.check_open().and(self.org.check_exists());
-        let opened = usable.and(found).and_then(|(name, stored)| {
-            let value = match &stored {
-                Some(stored) => self.engine.open_or_reread(&self.org, &name, stored)?,
-                None => self.engine.read(&self.org, &name)?,
-            };
-            Ok(value.map(|value| Record { name, value }))
-        });
-        opened.transpose()
-    }
+/// `None` if the record was deleted since its name was found.
+pub(super) fn open(
+    engine: &Engine,
+    org: &OrgState,
+    found: Result<Found>,
+) -> Option<Result<Record>> {
+    let usable = engine.check_open().and(org.check_exists());
+    let opened = usable.and(found).and_then(|(name, stored)| {
+        let value = match &stored {
+            Some(stored) => engine.open_or_reread(org, &name, stored)?,
+            None => engine.read(org, &name)?,
+        };
+        Ok(value.map(|value| Record { name, value }))
+    });
+    opened.transpose()
 }
 
 impl Iterator for Scan {

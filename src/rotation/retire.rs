@@ -161,7 +161,11 @@ mod tests {
     }
 
     fn engine(dir: &std::path::Path) -> Arc<Engine> {
-        let sled = SledOptions { cache_bytes: 1 << 24, flush_interval: Duration::from_secs(1) };
+        let sled = SledOptions {
+            cache_bytes: 1 << 24,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_secs(1),
+        };
         let options = EngineOptions { sled, create: true, accept_rollback: false };
         let root = RootKey::from_material(KeyMaterial::generate().unwrap());
         Engine::open(dir, root, &options).unwrap()

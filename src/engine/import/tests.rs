@@ -19,7 +19,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 const MINUTE_MS: u64 = 60_000;
 
 fn open(dir: &Path) -> std::sync::Arc<Engine> {
-    let sled = SledOptions { cache_bytes: 1 << 24, flush_interval: Duration::from_secs(1) };
+    let sled = SledOptions {
+        cache_bytes: 1 << 24,
+        segment_bytes: 512 << 10,
+        flush_interval: Duration::from_secs(1),
+    };
     let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
     let options = EngineOptions { sled, create: true, accept_rollback: false };
     Engine::open(dir, root, &options).unwrap()

@@ -27,6 +27,8 @@ pub(super) type RawPair = (sled::IVec, sled::IVec);
 pub(crate) struct SledOptions {
     /// Page cache, bytes.
     pub(crate) cache_bytes: u64,
+    /// Bytes of a log segment of a database that is made: 256 B to 16 MiB, a power of two.
+    pub(crate) segment_bytes: usize,
     /// How often sled's own thread writes and collects garbage.
     pub(crate) flush_interval: Duration,
 }
@@ -62,7 +64,7 @@ impl Database {
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(options.cache_bytes)
-            .segment_size(segment_size(dir))
+            .segment_size(segment_size(dir, options.segment_bytes))
             .flush_every_ms(Some(millis));
         await_release(dir)?;
         forget_cached(dir)?;

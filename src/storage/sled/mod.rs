@@ -187,7 +187,11 @@ mod tests {
     use super::*;
 
     fn options() -> SledOptions {
-        SledOptions { cache_bytes: 16 << 20, flush_interval: Duration::from_millis(500) }
+        SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        }
     }
 
     fn open(dir: &Path) -> Result<SledStorage> {

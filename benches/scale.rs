@@ -1,0 +1,162 @@
+//! What a store costs as it grows, in orgs, records and sizes of values:
+//! `cargo bench --bench scale`. `BYOKV_SCALE_RECORDS=10000000` for ten million records.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_precision_loss)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use byokv::{KeyMaterial, Options, Org, OrgPolicy, RootKey, Store};
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ORGS: usize = 10_000;
+const RECORDS: usize = 500_000;
+const VALUE: usize = 128;
+const CACHE: u64 = 256 << 20;
+
+const ROOT: &str = "QHRbVs7hVA+yhGUXizoobz5s9dCgauHdNYGVK8HKMZU=";
+
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> Store {
+        let root = RootKey::from_material(KeyMaterial::from_base64(ROOT).unwrap());
+        Options::new().cache_bytes(CACHE).open(self.0.path().join("data"), root).unwrap()
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let done = work();
+    (start.elapsed(), done)
+}
+
+/// Resident memory, MiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+fn main() {
+    let records = std::env::var("BYOKV_SCALE_RECORDS").ok().and_then(|n| n.parse().ok());
+    orgs();
+    many_records(records.unwrap_or(RECORDS));
+    sizes();
+}
+
+/// One operation on each org in turn costs what it costs on one org.
+fn orgs() {
+    const EACH: usize = 20;
+    let (one, many) = (Place::new(), Place::new());
+    let single = one.open();
+    let only = [single.create_org("org", OrgPolicy::platform_only()).unwrap()];
+    let store = many.open();
+    let names: Vec<String> = (0..ORGS).map(|i| format!("org{i:05}")).collect();
+    let wanted: Vec<_> = names.iter().map(|n| (&**n, OrgPolicy::platform_only())).collect();
+    let (made, all) = timed(|| store.create_orgs(&wanted).unwrap());
+    let name = |i: usize| format!("n{i:07}");
+    let value = [7; VALUE];
+    // The same records in both stores, in the same order, in one org and in 10,000.
+    let put = |orgs: &[Org], round: usize| {
+        (0..ORGS).for_each(|i| orgs[i % orgs.len()].put(name(round * ORGS + i), value).unwrap());
+    };
+    let get = |orgs: &[Org], round: usize| {
+        for i in (0..ORGS).map(|i| i * 7919 % ORGS) {
+            black_box(orgs[i % orgs.len()].get(name(round * ORGS + i)).unwrap().unwrap());
+        }
+    };
+    let mut times = [Duration::ZERO; 4];
+    for round in 0..EACH {
+        times[0] += timed(|| put(&only, round)).0;
+        times[1] += timed(|| put(&all, round)).0;
+    }
+    for round in 0..EACH {
+        times[2] += timed(|| get(&only, round)).0;
+        times[3] += timed(|| get(&all, round)).0;
+    }
+    drop((only, all));
+    store.close().unwrap();
+    let before = resident();
+    let (opened, store) = timed(|| many.open());
+    println!("### {ORGS} orgs\n\n| | |\n|---|---|");
+    println!("| made at once | {:.2} s |", made.as_secs_f64());
+    println!("| opened | {:.2} s, {} MiB |", opened.as_secs_f64(), resident() - before);
+    let cost = |time: Duration| time.as_secs_f64() * 1e6 / (ORGS * EACH) as f64;
+    for (what, at) in [("put", 0), ("get", 2)] {
+        let (one, many) = (cost(times[at]), cost(times[at + 1]));
+        println!(
+            "| {what}, one org / all in turn | {one:.2} / {many:.2} µs, {:.2} × |",
+            many / one
+        );
+    }
+    drop((store, single));
+}
+
+fn many_records(records: usize) {
+    let place = Place::new();
+    let store = place.open();
+    let org = store.create_org("org", OrgPolicy::platform_only()).unwrap();
+    let stored = (records * VALUE) as f64;
+    let space = |store: &Store| {
+        store.sync().unwrap();
+        store.metrics().unwrap().bytes_on_disk as f64 / stored
+    };
+    println!("\n### {records} records of {VALUE} B, cache {} MiB\n", CACHE >> 20);
+    println!("| | per second | seconds | resident MiB | bytes on disk per byte stored |");
+    println!("|---|---|---|---|---|");
+    let row = |what: &str, time: Duration, space: f64| {
+        let seconds = time.as_secs_f64();
+        let rate = records as f64 / seconds;
+        println!("| {what} | {rate:.0} | {seconds:.2} | {} | {space:.2} |", resident());
+    };
+    let (time, ()) = timed(|| {
+        for i in 0..records {
+            // In no order.
+            org.put(format!("clusters/{:08}", i * 7919 % records), [7; VALUE]).unwrap();
+        }
+    });
+    row("load", time, space(&store));
+    drop(org);
+    store.close().unwrap();
+    let (time, store) = timed(|| place.open());
+    row("open", time, space(&store));
+    let rotate = || store.keys().rotate_platform_key("org").unwrap().wait().unwrap();
+    let (time, _) = timed(rotate);
+    row("rotate", time, space(&store));
+    let (time, _) = timed(|| store.erase_residue().unwrap());
+    row("erase residue", time, space(&store));
+}
+
+fn sizes() {
+    const BYTES: usize = 64 << 20;
+    println!(
+        "\n### Sizes of values\n\n| bytes | put MB/s | get MB/s | bytes on disk per byte stored |"
+    );
+    println!("|---|---|---|---|");
+    for size in [16, 256, 4 << 10, 64 << 10, 1 << 20, 16 << 20] {
+        let place = Place::new();
+        let store = place.open();
+        let org = store.create_org("org", OrgPolicy::platform_only()).unwrap();
+        let count = (BYTES / size).clamp(2, 100_000);
+        let value = vec![7; size];
+        let (put, ()) =
+            timed(|| (0..count).for_each(|i| org.put(format!("{i:06}"), &value).unwrap()));
+        store.sync().unwrap();
+        let (get, ()) = timed(|| {
+            (0..count).for_each(|i| drop(black_box(org.get(format!("{i:06}")).unwrap().unwrap())));
+        });
+        let stored = (count * size) as f64;
+        let rate = |time: Duration| stored / 1e6 / time.as_secs_f64();
+        let disk = store.metrics().unwrap().bytes_on_disk as f64 / stored;
+        println!("| {size} | {:.0} | {:.0} | {disk:.2} |", rate(put), rate(get));
+    }
+}

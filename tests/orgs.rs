@@ -1,0 +1,63 @@
+//! Many orgs in one store, and how its storage is set.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use byokv::{Error, Options, OrgPolicy};
+use common::Place;
+
+#[test]
+fn many_orgs_are_made_in_one_change_or_not_at_all() {
+    let place = Place::new();
+    let store = place.open();
+    let names: Vec<String> = (0..300).map(|i| format!("org{i}")).collect();
+    let wanted = |names: &[String]| -> Vec<(String, OrgPolicy)> {
+        names.iter().map(|name| (name.clone(), OrgPolicy::platform_only())).collect()
+    };
+    let create = |names: &[String]| {
+        let wanted = wanted(names);
+        let wanted: Vec<_> =
+            wanted.iter().map(|(name, policy)| (&**name, policy.clone())).collect();
+        store.create_orgs(&wanted)
+    };
+    let generation = || store.metrics().unwrap().keyring_generation;
+    let before = generation();
+    let twice = [&names[..], &names[7..8]].concat();
+    assert!(matches!(create(&twice), Err(Error::OrgExists { org }) if org == "org7"));
+    assert!(store.orgs().is_empty());
+    assert_eq!(generation(), before);
+    let orgs = create(&names).unwrap();
+    assert_eq!(generation(), before + 1);
+    for (org, name) in orgs.iter().zip(&names) {
+        assert_eq!(org.name(), name);
+        org.put("n", name).unwrap();
+    }
+    assert!(create(&[]).unwrap().is_empty());
+    drop(orgs);
+    store.close().unwrap();
+    let store = place.open();
+    assert_eq!(store.orgs().len(), 300);
+    for name in &names {
+        assert!(*store.org(name).unwrap().get("n").unwrap().unwrap() == *name.as_bytes());
+    }
+}
+
+#[test]
+fn a_store_keeps_the_segments_that_it_was_made_with() {
+    let place = Place::new();
+    let open = |bytes| Options::new().segment_bytes(bytes).open(place.data(), place.root_key());
+    for bytes in [0, 32 << 10, 100_000, 32 << 20] {
+        assert!(matches!(open(bytes), Err(Error::InvalidOption { option: "segment_bytes", .. })));
+    }
+    assert!(!place.data().exists());
+    let conf = || std::fs::read_to_string(place.data().join("db/conf")).unwrap();
+    let store = open(1 << 20).unwrap();
+    store.create_org("acme", OrgPolicy::byok()).unwrap().put("n", "v").unwrap();
+    store.close().unwrap();
+    assert!(conf().contains("segment_size: 1048576"));
+    let store = open(2 << 20).unwrap();
+    assert!(store.org("acme").unwrap().contains("n").unwrap());
+    store.close().unwrap();
+    assert!(conf().contains("segment_size: 1048576"));
+}
