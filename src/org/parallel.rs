@@ -13,8 +13,8 @@ use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 
 /// Records opened in one go, and bytes that end it.
-const BATCH: usize = 64;
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 512 << 10;
 const MOST_THREADS: usize = 64;
 
 type Batch = Vec<Result<Record>>;
@@ -22,7 +22,7 @@ type Batch = Vec<Result<Record>>;
 /// A [`Scan`] whose records are opened by threads of its own, ahead of who takes them, in the
 /// same order. Made by [`Scan::parallel`].
 ///
-/// Each thread is at most three batches ahead, of 64 records or 256 KiB (a larger value is a
+/// Each thread is at most three batches ahead, of 256 records or 512 KiB (a larger value is a
 /// batch of its own): a record that changes between is given as it was. Dropping the scan ends
 /// its threads.
 pub struct ParallelScan {
