@@ -61,14 +61,15 @@ impl Database {
 
     pub(super) fn open(dir: &Path, options: &SledOptions) -> Result<Self> {
         let millis = u64::try_from(options.flush_interval.as_millis()).unwrap_or(u64::MAX);
+        let segment = segment_size(dir, options.segment_bytes);
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(options.cache_bytes)
-            .segment_size(segment_size(dir, options.segment_bytes))
+            .segment_size(segment)
             .flush_every_ms(Some(millis));
         await_release(dir)?;
         forget_cached(dir)?;
-        tail::prepare(dir, segment_size(dir))
+        tail::prepare(dir, segment)
             .map_err(|e| Error::io(format!("preparing {}", dir.display()), e))?;
         let files = Arc::new(Files::open(dir)?);
         let open = || {
@@ -83,7 +84,7 @@ impl Database {
                 Ok((db, records, system))
             })
         };
-        let ((db, records, system), keeper) = Keeper::start(files, segment_size(dir), open)?;
+        let ((db, records, system), keeper) = Keeper::start(files, segment, open)?;
         let database = Self { db, records, system, keeper };
         database.sync_names()?;
         Ok(database)
