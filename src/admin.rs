@@ -219,7 +219,7 @@ impl KeyAdmin {
     }
 
     /// Erases an org: when this returns, every key that it had is destroyed, durably, and its
-    /// name is free; nobody can read its records any more, whatever copies exist. They are then
+    /// name is free; with what the store has, nobody can read its records any more. They are then
     /// deleted in the background, across restarts, until a certificate says that none is left.
     /// There is no way back.
     ///
@@ -235,9 +235,16 @@ impl KeyAdmin {
     ///
     /// # Errors
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite than
-    /// the org has.
+    /// the org has; [`Error::InvalidOption`](crate::Error::InvalidOption) for a limit that every
+    /// key is beyond.
     pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<()> {
-        self.engine.set_policy(&*self.engine.org(org)?, policy)
+        let state = self.engine.org(org)?;
+        self.engine.set_policy(&state, policy)?;
+        // What is held may have to go sooner now, or later.
+        if self.rotations.is_rotating(&state) {
+            self.rotations.wake(&state);
+        }
+        Ok(())
     }
 
     /// The rotation of `org` that is under way, if one is: also one that was begun before the
@@ -340,9 +347,11 @@ impl KeyAdmin {
     }
 
     fn new_platform_key(&self, org: &str, replacing: Origin) -> Result<Rotation> {
-        self.engine.with_keyring(|keyring| {
-            let entry = keyring.org(org)?;
-            match (entry.newest().origin, replacing) {
+        let state = self.engine.org(org)?;
+        let material = KeyMaterial::generate()?;
+        let installed =
+            self.engine.install_if(&state, material, Origin::Platform, |entry, _| {
+                match (entry.newest().origin, replacing) {
                 (Origin::Customer, Origin::Platform) => Err(entry.conflict(
                     "it has a key of its own; ask it for a new one, or return it to a platform key",
                 )),
@@ -351,8 +360,8 @@ impl KeyAdmin {
                 }
                 _ => Ok(()),
             }
-        })?;
-        self.install(org, KeyMaterial::generate()?, Origin::Platform)
+            })?;
+        Ok(self.begun(state, installed))
     }
 }
 

@@ -10,10 +10,14 @@
 pub use enabled::*;
 
 /// All lists.
-pub const LISTS: &[&[&str]] = &[ALL, ERASURE, RESIDUE, RESTORE, OPENING, BLINDED];
+pub const LISTS: &[&[&str]] = &[DUE, ALL, ERASURE, RESIDUE, RESTORE, OPENING, BLINDED];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
-pub const OPENING: &[&str] = &["open.discarded", "open.begun", "open.marked", "open.paid"];
+pub const OPENING: &[&str] =
+    &["keyring.leftover_synced", "open.discarded", "open.begun", "open.marked", "open.paid"];
+
+/// The point at which a key that is due has been found, and nothing was done yet.
+pub const DUE: &[&str] = &["due.found"];
 
 /// The points that the erasure of an org passes besides those of the keyring and of syncs.
 pub const ERASURE: &[&str] = &["erase.keys_gone", "erase.deleted", "erase.counted"];
@@ -25,6 +29,7 @@ pub const RESIDUE: &[&str] = &[
     "residue.switched",
     "residue.overwritten",
     "residue.removed",
+    "residue.counted",
 ];
 
 /// The points that a restore passes besides those.

@@ -36,6 +36,11 @@ impl VersionCounters {
         self.would_have_failed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Puts back what was taken.
+    pub(crate) fn would_have_failed_again(&self, times: u64) {
+        self.would_have_failed.fetch_add(times, Ordering::Relaxed);
+    }
+
     /// Gives the count and starts it anew.
     pub(crate) fn take_would_have_failed(&self) -> u64 {
         self.would_have_failed.swap(0, Ordering::Relaxed)

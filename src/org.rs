@@ -239,12 +239,16 @@ impl Org {
     /// The changes under `prefix`, from now on.
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed).
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::OrgErased`](crate::Error::OrgErased).
     pub fn watch(&self, prefix: impl AsRef<[u8]>) -> Result<Watch> {
         self.engine.check_open()?;
         self.state.check_exists()?;
         let (engine, state) = (Arc::clone(&self.engine), Arc::clone(&self.state));
-        Ok(Watch::new(engine, state, prefix.as_ref()))
+        let watch = Watch::new(engine, state, prefix.as_ref());
+        // Who closes the store or erases the org may have passed before the watch was there.
+        self.engine.check_open()?;
+        self.state.check_exists()?;
+        Ok(watch)
     }
 
     fn check<'n>(&self, name: &'n [u8]) -> Result<&'n [u8]> {

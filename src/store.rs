@@ -216,7 +216,7 @@ impl Store {
     /// Makes an org under a platform key of its own.
     ///
     /// # Errors
-    /// [`Error::OrgExists`], [`Error::InvalidOrgName`]; disk errors of the machine.
+    /// [`Error::OrgExists`], [`Error::InvalidOrgName`], [`Error::InvalidOption`]; disk errors of the machine.
     pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
         let state = self.engine.create_org(name, policy)?;
         Ok(Org::new(Arc::clone(&self.engine), state))

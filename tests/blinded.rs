@@ -4,7 +4,8 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use byokv::{Error, KeyState, OrgPolicy, RetirePolicy, Throttle, failpoint};
@@ -255,4 +256,57 @@ fn erasing_residue_and_the_org_work_without_names() {
     let certificate = store.keys().erase_org("acme").unwrap().wait().unwrap();
     assert_eq!(certificate.records_deleted, 500);
     assert!(matches!(org.get("n00001"), Err(Error::OrgErased { .. })));
+}
+
+/// Three versions live: while a third is installed, a writer who came before moves a record
+/// between the two older places, past a reader. Wherever that happens, the record is found.
+#[test]
+fn a_record_that_moves_between_older_places_is_not_missed() {
+    for at_look in 0..2 {
+        let place = Place::new();
+        let store = Arc::new(place.open());
+        let org = store.create_org("acme", blinded()).unwrap();
+        // A pause outlives the rotation that it was asked of.
+        let ended = store.keys().provision("acme", material(&key_text())).unwrap();
+        ended.ended();
+        ended.pause().unwrap();
+        org.put("x", "old").unwrap();
+        store.keys().provision("acme", material(&key_text())).unwrap();
+        let (inside, is_inside) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        let (done, is_done) = mpsc::channel();
+        let gate = Mutex::new(Some((inside, may_go)));
+        let _sealed = failpoint::on("put.sealed", "acme", move || {
+            if let Some((inside, may_go)) = gate.lock().unwrap().take() {
+                inside.send(()).unwrap();
+                may_go.recv_timeout(SOON).unwrap();
+            }
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                org.put("x", "new").unwrap();
+                let _ = done.send(());
+            });
+            is_inside.recv_timeout(SOON).unwrap();
+            let admin = Arc::clone(&store);
+            scope.spawn(move || {
+                admin.keys().provision("acme", material(&key_text())).unwrap();
+            });
+            while store.metrics().unwrap().orgs["acme"].versions.len() < 4 {
+                std::thread::yield_now();
+            }
+            let release = go.clone();
+            let (looks, sides) = (AtomicUsize::new(0), Mutex::new((go, is_done)));
+            let _looked = failpoint::on("names.looked", "acme", move || {
+                if looks.fetch_add(1, Ordering::Relaxed) == at_look {
+                    let sides = sides.lock().unwrap();
+                    sides.0.send(()).unwrap();
+                    sides.1.recv_timeout(SOON).unwrap();
+                }
+            });
+            assert!(org.get("x").unwrap().is_some(), "look {at_look}");
+            // The look that lets the writer go may not have come: the record was found before.
+            let _ = release.send(());
+        });
+    }
 }

@@ -90,3 +90,36 @@ fn a_target_that_reads_miss_anyhow_is_told_and_the_rotation_ends_all_the_same() 
     });
     check_filled(&org, 3000);
 }
+
+/// Targets and ceilings together: none keeps a rotation from ending.
+#[test]
+fn a_deadline_and_a_share_of_a_core_end() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 300);
+    let soon = Throttle::unlimited().with_finish_by(SystemTime::now() + Duration::from_secs(5));
+    for throttle in
+        [soon.clone().with_share_of_core(0.5), soon.with_foreground_p99(Duration::from_millis(50))]
+    {
+        store.keys().set_throttle(throttle.unwrap()).unwrap();
+        store.keys().rotate_platform_key("acme").unwrap().ended();
+    }
+}
+
+/// What was written after the count is not waited for at one record a second.
+#[test]
+fn a_deadline_that_is_over_does_not_slow_what_came_later() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 600);
+    let past = Throttle::unlimited().with_finish_by(SystemTime::now() - Duration::from_secs(9));
+    store.keys().set_throttle(past).unwrap();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    rotation.pause().unwrap();
+    until(&rotation, |progress| progress.paused);
+    for i in 0..2000 {
+        org.put(format!("z{i:04}"), "late").unwrap();
+    }
+    rotation.resume().unwrap();
+    rotation.ended();
+}

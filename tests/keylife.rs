@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use byokv::{
-    AuditEvent, CertificateKind, Error, KeyState, OrgPolicy, Phase, RetirePolicy, RootKey, Store,
-    failpoint,
+    AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, Phase, RetirePolicy, RootKey,
+    Store, failpoint,
 };
 use common::{Ended, Place, check_filled, escape, filled, key_text, material, tamper};
 
@@ -166,7 +166,7 @@ fn an_erased_org_is_gone_and_its_name_is_free() {
 #[test]
 fn keys_that_are_due_rotate_or_are_reported() {
     let place = Place::new();
-    let options = byokv::Options::new().sync_interval(Duration::from_millis(20));
+    let options = Options::new().sync_interval(Duration::from_millis(20));
     let store = options.open(place.data(), place.root_key()).unwrap();
     let versions = |org: &str| store.keys().status(org).unwrap().versions;
     let wait = |what: &dyn Fn() -> bool| {
@@ -267,4 +267,90 @@ fn an_erasure_killed_at_each_point_ends_by_itself() {
         store.close().unwrap();
         tamper(&place, "records", |records| assert_eq!(records.len(), 20, "{point}"));
     }
+}
+
+/// A key that the org brings while its platform key is found due is not replaced with it.
+#[test]
+fn a_due_platform_key_gives_way_to_a_key_that_is_brought() {
+    let place = Place::new();
+    let policy = OrgPolicy::byok().with_rotation_after_records(1);
+    let store = std::sync::Arc::new(
+        Options::new()
+            .sync_interval(Duration::from_millis(20))
+            .open(place.data(), place.root_key())
+            .unwrap(),
+    );
+    let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
+    org.put("a", "b").unwrap();
+    let (text, inner) = (key_text(), std::sync::Arc::downgrade(&store));
+    let brought = material(&text).fingerprint();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let once = std::sync::Mutex::new(Some((text, done)));
+    let hook = failpoint::on("due.found", "acme", move || {
+        if let Some((text, done)) = once.lock().unwrap().take() {
+            let store = inner.upgrade().unwrap();
+            store.keys().provision("acme", material(&text)).unwrap().ended();
+            // Nobody finds the new one due.
+            store.keys().set_policy("acme", OrgPolicy::byok()).unwrap();
+            done.send(()).unwrap();
+        }
+    });
+    store.keys().set_policy("acme", policy).unwrap();
+    is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+    drop(hook);
+    // A round later whatever was to happen has happened.
+    org.durable().put("c", "d").unwrap();
+    store.keys().set_policy("acme", OrgPolicy::byok()).unwrap();
+    drop(org);
+    let store = std::sync::Arc::into_inner(store).unwrap();
+    store.close().unwrap();
+    let versions = place.open().keys().status("acme").unwrap().versions;
+    assert_eq!((versions.len(), versions[1].fingerprint), (2, brought), "{versions:?}");
+    assert_eq!(versions[1].state, KeyState::Active);
+}
+
+#[test]
+fn a_limit_that_every_key_is_beyond_is_refused() {
+    let place = Place::new();
+    let store = place.open();
+    for policy in [
+        OrgPolicy::byok().with_rotation_after_age(Duration::from_millis(999)),
+        OrgPolicy::byok().with_rotation_after_records(0),
+        OrgPolicy::byok().with_rotation_after_bytes(0),
+    ] {
+        let refused = store.create_org("acme", policy.clone()).unwrap_err();
+        assert!(matches!(refused, Error::InvalidOption { .. }), "{refused}");
+        store.create_org("acme", OrgPolicy::byok()).ok();
+        assert!(store.keys().set_policy("acme", policy).is_err());
+        store.keys().erase_org("acme").unwrap().wait().unwrap();
+    }
+}
+
+/// Who waits for a rotation of an org that is erased meanwhile is told that, and a handle from
+/// before does not stop the erasure.
+#[test]
+fn a_rotation_ends_with_its_org_and_cannot_pause_the_erasure() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 3000));
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    rotation.pause().unwrap();
+    let erasure = store.keys().erase_org("acme").unwrap();
+    assert!(matches!(rotation.pause(), Err(Error::OrgErased { .. })));
+    assert!(matches!(rotation.wait(), Err(Error::OrgErased { .. })));
+    let certificate = erasure.wait_timeout(Duration::from_secs(30)).unwrap();
+    assert!(certificate.is_some(), "{}", erasure.progress());
+}
+
+/// A policy that lets a held key go at once does.
+#[test]
+fn a_shorter_hold_is_heard_of_at_once() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 20));
+    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    assert!(matches!(rotation.wait(), Err(Error::RetirementAwaited { .. })));
+    store.keys().set_policy("acme", policy(RetirePolicy::Immediate)).unwrap();
+    rotation.ended();
 }

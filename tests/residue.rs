@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use byokv::{CertificateKind, OrgPolicy, RootKey, Store, failpoint};
+use byokv::{CertificateKind, KeyVersion, OrgPolicy, RootKey, Store, failpoint};
 use common::{Ended, Place, check_filled, contents, filled, key_text, material};
 
 /// How many of the envelopes that lie under the first version can be found in the raw files.
@@ -198,4 +198,92 @@ fn a_removal_killed_at_each_point_loses_nothing() {
         check_filled(&store.org("acme").unwrap(), 600);
         store.keys().audit().for_each(|entry| drop(entry.unwrap()));
     }
+}
+
+fn erased_versions(certificates: &[byokv::Certificate], org: &str) -> Vec<u32> {
+    let of_org = certificates.iter().filter(|c| c.org == org);
+    of_org.map(|c| c.version).map(KeyVersion::get).collect()
+}
+
+/// A key that is retired while the new files are searched may have left what the search has
+/// passed: it is not certified with the others.
+#[test]
+fn a_key_retired_during_the_search_is_not_certified() {
+    let place = Place::new();
+    let store = std::sync::Arc::new(place.open());
+    drop(filled(&store, "acme", 100));
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    let inner = std::sync::Arc::downgrade(&store);
+    let hook = failpoint::on("residue.counted", "", move || {
+        let store = inner.upgrade().unwrap();
+        drop(filled(&store, "late", 100));
+        store.sync().unwrap();
+        store.keys().rotate_platform_key("late").unwrap().ended();
+    });
+    let certificates = store.erase_residue().unwrap().certificates;
+    drop(hook);
+    assert_eq!(erased_versions(&certificates, "acme"), [1]);
+    assert!(erased_versions(&certificates, "late").is_empty());
+    assert!(store.residue().unwrap().iter().any(|r| r.org == "late"), "it was there to be found");
+    let certificates = store.erase_residue().unwrap().certificates;
+    assert_eq!(erased_versions(&certificates, "late"), [1]);
+}
+
+/// What a removal that failed has left is found, and goes before anything is certified.
+#[test]
+fn old_files_that_are_left_count_as_residue() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 200));
+    store.close().unwrap();
+    let old = place.dir.path().join("old");
+    common::copy_dir(&place.data().join("db"), &old);
+    let store = place.open();
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    store.erase_residue().unwrap();
+    assert!(store.residue().unwrap().is_empty());
+    let left = place.data().join("db.77");
+    common::copy_dir(&old, &left);
+    let residue = store.residue().unwrap();
+    assert!(residue.iter().any(|r| r.org == "acme" && r.envelopes >= 200), "{residue:?}");
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    let certificates = store.erase_residue().unwrap().certificates;
+    assert_eq!(erased_versions(&certificates, "acme"), [2]);
+    assert!(!left.exists() && store.residue().unwrap().is_empty());
+}
+
+/// A removal that fails before the switch leaves no second copy of what lives.
+#[test]
+fn a_removal_that_fails_takes_its_copy_with_it() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled(&store, "acme", 300);
+    let blocked = place.data().join("keyring.new");
+    let in_the_way = blocked.clone();
+    let hook = failpoint::on("residue.frozen", "", move || {
+        std::fs::create_dir(&in_the_way).unwrap();
+    });
+    store.erase_residue().unwrap_err();
+    drop(hook);
+    std::fs::remove_dir(&blocked).unwrap();
+    assert!(!place.data().join("db.1").exists());
+    org.durable().put("after", "x").unwrap();
+    store.erase_residue().unwrap();
+    assert!(place.data().join("db.1").exists() && !place.data().join("db").exists());
+    assert!(org.get("after").unwrap().is_some());
+}
+
+#[test]
+fn what_a_link_points_to_is_not_overwritten() {
+    let place = Place::new();
+    drop(place.open());
+    let outside = place.dir.path().join("precious");
+    std::fs::write(&outside, b"somebody else's").unwrap();
+    let leftover = place.data().join("db.9");
+    std::fs::create_dir(&leftover).unwrap();
+    std::os::unix::fs::symlink(&outside, leftover.join("x")).unwrap();
+    std::os::unix::fs::symlink(&outside, place.data().join("keyring.new")).unwrap();
+    drop(place.open());
+    assert!(!leftover.exists() && !place.data().join("keyring.new").exists());
+    assert_eq!(std::fs::read(&outside).unwrap(), b"somebody else's");
 }

@@ -298,3 +298,31 @@ fn a_pause_and_a_throttle_survive_a_restart() {
     rotation.resume().unwrap();
     rotation.ended();
 }
+
+/// A rotation that cannot retire does not go over the records again and again at full speed.
+#[test]
+fn a_rotation_in_vain_waits_longer_and_longer() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 50));
+    let keys = store.keys();
+    keys.provision("acme", material(&key_text())).unwrap().ended();
+    let manual = byokv::OrgPolicy::byok().with_retire(byokv::RetirePolicy::Manual);
+    keys.set_policy("acme", manual).unwrap();
+    let rotation = keys.return_to_platform_key("acme").unwrap();
+    until(&rotation, |progress| progress.phase == Phase::Held);
+    let passes = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = std::sync::Arc::clone(&passes);
+    let _hook = failpoint::on("rewrite.passed", "acme", move || {
+        counting.fetch_add(1, Ordering::Relaxed);
+    });
+    keys.suspend("acme").unwrap();
+    rotation.resume().unwrap();
+    let start = Instant::now();
+    // 100 ms, 200, 400, 800: the fifth pass comes after 1.5 s.
+    while passes.load(Ordering::Relaxed) < 5 {
+        assert!(start.elapsed() < SOON, "{}", rotation.progress());
+        let _ = rotation.wait_timeout(Duration::from_millis(5));
+    }
+    assert!(start.elapsed() > Duration::from_millis(1400), "{:?}", start.elapsed());
+}

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::root::RootKey;
-use crate::keyring::{Installed, Keyring, OrgPolicy, Owed};
+use crate::keyring::{Installed, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
 use crate::storage::Space;
 
@@ -151,6 +151,18 @@ impl Engine {
         material: KeyMaterial,
         origin: Origin,
     ) -> Result<Installed> {
+        self.install_if(org, material, origin, |_, _| Ok(()))
+    }
+
+    /// Likewise, if `allow` has nothing against it: asked in the same change of the keyring, so
+    /// that nobody installs another key meanwhile.
+    pub(crate) fn install_if(
+        &self,
+        org: &OrgState,
+        material: KeyMaterial,
+        origin: Origin,
+        allow: impl FnOnce(&mut OrgEntry, &mut Drafts) -> Result<()>,
+    ) -> Result<Installed> {
         self.check_open()?;
         let fingerprint = material.fingerprint();
         let _span =
@@ -160,6 +172,7 @@ impl Engine {
             Origin::Platform => AuditEvent::PlatformKeyRotated,
         };
         let installed = self.change(None, |keyring, drafts| {
+            allow(keyring.org_mut(org.id, &org.name)?, drafts)?;
             let installed =
                 keyring.install((org.id, &org.name), material, origin, now_unix_ms())?;
             let draft = Draft::new(event).org(&org.name, org.id);
@@ -215,6 +228,7 @@ impl Engine {
 
     pub(crate) fn set_policy(&self, org: &OrgState, policy: OrgPolicy) -> Result<()> {
         self.check_open()?;
+        policy.check()?;
         self.change(None, |keyring, drafts| {
             let entry = keyring.org_mut(org.id, &org.name)?;
             if policy.suite() != entry.suite {

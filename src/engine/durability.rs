@@ -1,5 +1,6 @@
 //! Durable syncs: shared by the threads that wait at the same time, counted by the mark.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -137,7 +138,11 @@ impl GroupCommit {
             state.started += 1;
             let round = state.started;
             drop(state);
-            let outcome = work();
+            // A bug in a round must not keep all who wait for ever.
+            let outcome = catch_unwind(AssertUnwindSafe(&work));
+            let outcome = outcome.unwrap_or_else(|_| {
+                Err(Error::SyncFailed { why: "a defect of byokv's: a sync panicked".to_owned() })
+            });
             state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.running = false;
             match outcome {
@@ -191,6 +196,8 @@ mod tests {
     fn a_failed_round_fails_its_waiters_and_not_the_next() {
         let commit = GroupCommit::default();
         assert!(commit.run(|| Err(Error::Closed)).is_err());
+        assert!(commit.run(|| Ok(())).is_ok());
+        assert!(commit.run(|| panic!("on purpose")).is_err());
         assert!(commit.run(|| Ok(())).is_ok());
     }
 }

@@ -211,15 +211,16 @@ impl Engine {
         }
     }
 
-    /// 1. Newest first, then older: most records lie there.
-    /// 2. The newest again: a record that lay at an older place in 1 may have moved before that
-    ///    was looked at. It moves in one step, so it cannot be missed twice.
+    /// 1. The newest place: most records lie there.
+    /// 2. From the oldest to the newest: a record only ever moves that way, in one step, so it
+    ///    cannot slip past. Walked the other way, it may move from a place that is yet to be
+    ///    looked at to one that was looked at already.
     pub(crate) fn find_at(&self, org: &OrgState, places: &Places) -> Result<Option<Stored>> {
         let look = |place: &[u8]| self.storage.get(Space::Records, place);
         if let Some(stored) = look(&places.newest)? {
             return Ok(Some(stored));
         }
-        for place in &places.older {
+        for place in places.older.iter().rev() {
             failpoint::reach("names.looked", &org.name);
             if let Some(stored) = look(place)? {
                 return Ok(Some(stored));

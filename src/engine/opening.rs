@@ -56,7 +56,10 @@ impl Engine {
             return Err(Error::damaged(&database, why));
         }
         note_process(&mut lock)?;
-        file.discard_leftovers()?;
+        // Nothing that is only to be tidied up keeps a store from opening.
+        if let Err(error) = file.discard_leftovers() {
+            tracing::warn!(%error, "what a change of the keyring left is still there");
+        }
         failpoint::reach("open.discarded", "");
         if is_new {
             file.save(&root, &keyring)?;
@@ -77,14 +80,17 @@ impl Engine {
         }
         storage.begin()?;
         failpoint::reach("open.begun", "");
-        Self::erase_leftovers(dir, &database)?;
+        if let Err(error) = Self::erase_leftovers(dir, &database) {
+            tracing::warn!(%error, "old files of the database are still there");
+        }
         let position = newest(&keyring, held, marked);
         let keyring = Keyring { generation: position.generation, ..keyring };
         let notary = Notary::new(&keyring.secret);
         let mark = Mark::open(dir, keyring.store, mark_key)?;
         // A crash left the mark one behind. Unless it catches up before the next sync, a crash in
-        // that one leaves it two behind, which looks like an older copy.
-        if held.unwrap_or_default().syncs > marked.unwrap_or_default().syncs {
+        // that one leaves it two behind, which looks like an older copy. What was accepted stays
+        // behind until that is audited.
+        if behind.is_none() && held.unwrap_or_default().syncs > marked.unwrap_or_default().syncs {
             storage.sync()?;
             mark.advance(position)?;
             failpoint::reach("open.marked", "");
@@ -127,7 +133,9 @@ impl Engine {
                 Ok(())
             })?;
         }
-        engine.discard_unfinished_restores()?;
+        if let Err(error) = engine.discard_unfinished_restores() {
+            tracing::warn!(%error, "an unfinished restore is still there; nobody sees it");
+        }
         if !was_whole {
             // Pages of different ages overlap: what is read of them now would change with the
             // next writes. A fresh copy of it does not.

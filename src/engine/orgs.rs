@@ -137,7 +137,11 @@ impl OrgKeys {
     /// The active version, if it may seal now.
     pub(super) fn sealing(&self) -> Result<Usable<'_>> {
         let slot = self.slot(self.active);
-        slot.and_then(Slot::usable).ok_or_else(|| self.suspended(self.active))
+        slot.and_then(Slot::usable).ok_or_else(|| match slot.map(|slot| slot.state) {
+            // Only with the whole org is an active key destroyed.
+            Some(KeyState::Retired) => Error::OrgErased { org: self.name.to_string() },
+            _ => self.suspended(self.active),
+        })
     }
 
     /// Exactly the version that the header names; other keys are never tried.

@@ -15,7 +15,7 @@ use crate::envelope::{FORMAT, HEADER_LEN, Header};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId};
-use crate::keyring::{Keyring, NamePolicy, Owed};
+use crate::keyring::{Keyring, Owed};
 use crate::sealed::file;
 use crate::storage::SledStorage;
 
@@ -76,8 +76,11 @@ impl Engine {
             keyring.orgs.iter().map(|org| (*org.id.as_bytes(), ())).collect::<HashMap<_, _>>()
         });
         let mut counts = Counts::new();
-        for path in files_below(&self.storage.dir())? {
-            count_in(&path, &orgs, &mut counts)?;
+        // Also in what a removal that failed has left.
+        for database in databases(&self.dir)? {
+            for path in files_below(&database)? {
+                count_in(&path, &orgs, &mut counts)?;
+            }
         }
         Ok(counts)
     }
@@ -97,10 +100,30 @@ impl Engine {
         let retired = self.with_keyring(retired_versions);
         let bytes_before = self.storage.bytes_on_disk()?;
         let old = self.storage.dir();
+        // What stays of an earlier removal would be certified as gone.
+        Self::erase_leftovers(&self.dir, &old)?;
         let number = self.with_keyring(|keyring| keyring.database) + 1;
         let new = self.dir.join(Keyring::database_name(number));
-        erase_dir(&new)?;
-        let mut successor = self.storage.copy_to(&new)?;
+        let moved = self.move_to(&new, number);
+        if let Err(error) = &moved
+            && !matches!(error, Error::SyncFailed { .. })
+            && let Err(left) = erase_dir(&new)
+        {
+            tracing::warn!(%error, %left, "a half-made copy is removed at the next open");
+        }
+        let writes_paused = moved?;
+        erase_dir(&old)?;
+        failpoint::reach("residue.removed", "");
+        let certificates = self.certify_erased(&before, &retired)?;
+        let bytes_after = self.storage.bytes_on_disk()?;
+        tracing::info!(bytes_before, bytes_after, ?writes_paused, "residue erased");
+        Ok(ResidueErased { before, bytes_before, bytes_after, writes_paused, certificates })
+    }
+
+    /// Steps 1 to 4. After an error that is no [`Error::SyncFailed`] the store is on the old
+    /// database. How long writes stood still.
+    fn move_to(&self, new: &Path, number: u32) -> Result<Duration> {
+        let mut successor = self.storage.copy_to(new)?;
         failpoint::reach("residue.copied", "");
         successor.catch_up()?;
         let mut frozen = None;
@@ -129,36 +152,31 @@ impl Engine {
             // Somebody holds a scan that was begun before; it goes on with the new files.
             tracing::warn!("the old database is still open; its files are removed all the same");
         }
-        erase_dir(&old)?;
-        failpoint::reach("residue.removed", "");
-        let certificates = self.certify_erased(&before, &retired)?;
-        let bytes_after = self.storage.bytes_on_disk()?;
-        tracing::info!(bytes_before, bytes_after, ?writes_paused, "residue erased");
-        Ok(ResidueErased { before, bytes_before, bytes_after, writes_paused, certificates })
+        Ok(writes_paused)
     }
 
-    /// Upgrades the proof of each retired version of which nothing can be found any more.
-    /// Blinded names cannot be searched for: sled cuts off what keys have in common. So of an org
-    /// that has them only versions count that were `retired` when the fresh database was begun,
-    /// into which none of their names came.
+    /// Upgrades the proof of each retired version of which nothing can be found any more, of those
+    /// that were `retired` when the fresh database was begun: nothing of them came into it. What
+    /// was retired later may have been written behind the search, and blinded names cannot be
+    /// searched for: sled cuts off what keys have in common.
     fn certify_erased(
         &self,
         before: &[Residue],
         retired: &HashSet<(OrgId, KeyVersion)>,
     ) -> Result<Vec<Certificate>> {
         let left = self.count_envelopes()?;
+        failpoint::reach("residue.counted", "");
         let now = now_unix_ms();
         self.change(None, |keyring, drafts| {
             let (store, generation) = (keyring.store, keyring.generation);
             let mut certificates = Vec::new();
             for org in &mut keyring.orgs {
                 let successor = org.newest().version;
-                let blinded = org.policy.names() == NamePolicy::Blinded;
                 for v in org.versions.iter_mut().filter(|v| v.state == KeyState::Retired) {
                     if v.residue_erased || left.contains_key(&(org.id, v.version)) {
                         continue;
                     }
-                    if blinded && !retired.contains(&(org.id, v.version)) {
+                    if !retired.contains(&(org.id, v.version)) {
                         continue;
                     }
                     v.residue_erased = true;
@@ -199,9 +217,8 @@ impl Engine {
 
     /// Finishes a removal that a crash cut off: databases that the keyring does not name.
     pub(super) fn erase_leftovers(dir: &Path, current: &Path) -> Result<()> {
-        for entry in fs::read_dir(dir).map_err(|e| listing(dir, e))? {
-            let path = entry.map_err(|e| listing(dir, e))?.path();
-            if path != current && is_database(&path) {
+        for path in databases(dir)? {
+            if path != current {
                 tracing::info!(path = %path.display(), "going on with the removal of old files");
                 erase_dir(&path)?;
             }
@@ -225,10 +242,16 @@ fn retired_versions(keyring: &Keyring) -> HashSet<(OrgId, KeyVersion)> {
     keyring.orgs.iter().flat_map(of).collect()
 }
 
+fn databases(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).map_err(|e| listing(dir, e))?;
+    let paths = entries.map(|entry| entry.map(|e| e.path()).map_err(|e| listing(dir, e)));
+    paths.filter(|path| path.as_ref().map_or(true, |path| is_database(path))).collect()
+}
+
 fn is_database(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let number = name.strip_prefix("db.").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    path.is_dir() && (name == "db" || number)
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir()) && (name == "db" || number)
 }
 
 fn listing(dir: &Path, error: std::io::Error) -> Error {
@@ -241,7 +264,13 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(|e| listing(&folder, e))? {
             let path = entry.map_err(|e| listing(&folder, e))?.path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            // What a symbolic link points to is not ours.
+            let kind = fs::symlink_metadata(&path).map(|meta| meta.file_type());
+            match kind {
+                Ok(kind) if kind.is_dir() => folders.push(path),
+                Ok(kind) if kind.is_file() => files.push(path),
+                _ => {}
+            }
         }
     }
     Ok(files)

@@ -228,6 +228,7 @@ impl Keyring {
         material: KeyMaterial,
         now: u64,
     ) -> Result<Fingerprint> {
+        policy.check()?;
         if let Some(why) = rules::name_fault(name) {
             return Err(Error::InvalidOrgName { why });
         }

@@ -265,7 +265,9 @@ fn decode(file: &[u8], root: &RootKey) -> Result<Keyring, Fault> {
     Aes256Gcm::new(key.expose().into())
         .decrypt_inout_detached(nonce.into(), ad, body.as_mut_slice().into(), tag.into())
         .map_err(|_| forged())?;
-    sealed::decode(&body).ok_or_else(forged)
+    sealed::decode(&body).ok_or(Fault::Damaged(
+        "the keyring is authentic, but not of a layout that this version of byokv knows",
+    ))
 }
 
 /// For `fuzzing`: `file` as a keyring file, then as what lies behind its tag.

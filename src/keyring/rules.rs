@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::id::{Due, KeyState, Suite};
 
 /// What an org may do, and how it starts.
@@ -167,7 +168,7 @@ impl OrgPolicy {
 
     /// A key is due to be rotated once it is this old, by this machine's clock. A platform key
     /// then rotates by itself; for a customer's key an event is raised, and its status says so
-    /// until a new one comes. Default never.
+    /// until a new one comes. At least 1 second. Default never.
     #[must_use]
     pub fn with_rotation_after_age(mut self, age: Duration) -> Self {
         self.rotate_after.age = Some(age);
@@ -176,7 +177,7 @@ impl OrgPolicy {
 
     /// A key is due once so many values were sealed under it. Counts of several thousand are
     /// set aside at a time, so that a crash never counts too few; what a rotation re-encrypts
-    /// is not counted. Default never.
+    /// is not counted. At least 1. Default never.
     #[must_use]
     pub fn with_rotation_after_records(mut self, records: u64) -> Self {
         self.rotate_after.records = Some(records);
@@ -189,6 +190,22 @@ impl OrgPolicy {
     pub fn with_rotation_after_bytes(mut self, bytes: u64) -> Self {
         self.rotate_after.bytes = Some(bytes);
         self
+    }
+
+    /// A limit that every new key would be beyond at once.
+    pub(crate) fn check(&self) -> Result<()> {
+        let RotateAfter { age, records, bytes } = self.rotate_after;
+        let invalid = |option, why| Err(Error::InvalidOption { option, why });
+        if age.is_some_and(|age| age < Duration::from_secs(1)) {
+            return invalid("rotation_after_age", "at least 1 second");
+        }
+        if records == Some(0) {
+            return invalid("rotation_after_records", "at least 1");
+        }
+        if bytes == Some(0) {
+            return invalid("rotation_after_bytes", "at least 1");
+        }
+        Ok(())
     }
 
     pub(crate) fn rotate_after(&self) -> RotateAfter {

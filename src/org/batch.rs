@@ -70,12 +70,12 @@ impl Batch {
         let sealed = sealed.collect::<Result<Vec<_>>>()?;
         let names = self.writes.iter().map(|(name, _)| &name[..]);
         let several = sealed.iter().any(|(places, _)| !places.older.is_empty());
-        let _turn = if several { state.turn(names) } else { None };
+        let turn = if several { state.turn(names) } else { None };
         engine.replace_all(sealed)?;
         for (name, _) in &self.writes {
             state.watchers.changed(name);
         }
-        drop(keys);
+        drop((turn, keys));
         engine.written();
         self.org.sync_if_durable()
     }

@@ -1,76 +1,93 @@
 //! Keys that are due by their org's policy: platform keys rotate by themselves, for a customer's
 //! key an event is raised.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Rotations;
 use crate::audit::{AuditEvent, Draft, now_unix_ms};
 use crate::engine::{Engine, OrgState};
-use crate::error::Result;
-use crate::id::{Due, KeyState, Origin};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::id::{Due, KeyState, KeyVersion, Origin};
 use crate::keyring::OrgEntry;
 use crate::material::KeyMaterial;
 
+/// What was found due, to be acted on only while it is still the newest.
+#[derive(Clone, Copy)]
+struct Found {
+    version: KeyVersion,
+    origin: Origin,
+    why: Due,
+}
+
 impl Rotations {
-    /// Looks at every org whose policy sets a limit. Short if nothing is due.
+    /// Looks at every org whose policy sets a limit. Short if nothing is due. One org's failure
+    /// keeps no other from its turn; gives the first.
     pub(crate) fn rotate_due(self: &Rotations) -> Result<()> {
         let limited: Vec<String> = self.engine.with_keyring(|keyring| {
             let limited = |org: &&OrgEntry| {
                 let newest = org.newest();
-                // A platform key that is noted as due was to be replaced, when a crash or the
-                // disk came between.
-                let open = newest.due.is_none() || newest.origin == Origin::Platform;
                 org.policy.rotate_after().is_some()
                     && org.erasure.is_none()
                     && newest.state == KeyState::Active
-                    && open
+                    && newest.due.is_none()
                     && !org.is_rotating()
             };
             keyring.orgs.iter().filter(limited).map(|org| org.name.clone()).collect()
         });
+        let mut outcome = Ok(());
         for name in limited {
             let Ok(org) = self.engine.org(&name) else { continue };
-            if let Some((due, origin)) = due(&self.engine, &org) {
-                tracing::warn!(org = name, why = %due, "key due for rotation");
-                match origin {
-                    Origin::Platform => {
-                        let material = KeyMaterial::generate()?;
-                        note(&self.engine, &org, due)?;
-                        self.engine.install(&org, material, Origin::Platform)?;
-                        self.wake(&org);
-                    }
-                    Origin::Customer => note(&self.engine, &org, due)?,
-                }
+            let Some(found) = due(&self.engine, &org) else { continue };
+            tracing::warn!(org = name, why = %found.why, "key due for rotation");
+            failpoint::reach("due.found", &name);
+            match self.act(&org, found) {
+                // Another key came meanwhile.
+                Err(Error::KeyConflict { .. }) => {}
+                acted => outcome = outcome.and(acted),
             }
         }
-        Ok(())
+        outcome
+    }
+
+    fn act(&self, org: &Arc<OrgState>, found: Found) -> Result<()> {
+        match found.origin {
+            Origin::Platform => {
+                let material = KeyMaterial::generate()?;
+                let note =
+                    |entry: &mut OrgEntry, drafts: &mut Vec<Draft>| note(org, found, entry, drafts);
+                self.engine.install_if(org, material, Origin::Platform, note)?;
+                self.wake(org);
+                Ok(())
+            }
+            Origin::Customer => self.engine.change(None, |keyring, drafts| {
+                note(org, found, keyring.org_mut(org.id, &org.name)?, drafts)
+            }),
+        }
     }
 }
 
-fn due(engine: &Engine, org: &OrgState) -> Option<(Due, Origin)> {
-    let (rotate_after, created, origin) = engine.with_keyring(|keyring| {
+fn due(engine: &Engine, org: &OrgState) -> Option<Found> {
+    let (rotate_after, created, version, origin) = engine.with_keyring(|keyring| {
         let entry = keyring.entry(org.id)?;
         let newest = entry.newest();
-        Some((entry.policy.rotate_after(), newest.created, newest.origin))
+        Some((entry.policy.rotate_after(), newest.created, newest.version, newest.origin))
     })?;
-    let keys = org.gate.snapshot();
-    let (records, bytes) = keys.slot(keys.active)?.counters.usage.read();
+    let (records, bytes) = org.gate.snapshot().slot(version)?.counters.usage.read();
     let age = Duration::from_millis(now_unix_ms().saturating_sub(created));
-    Some((rotate_after.due(age, records, bytes)?, origin))
+    Some(Found { version, origin, why: rotate_after.due(age, records, bytes)? })
 }
 
 /// Once for each key: in the audit log, and in its status until a new key comes.
-fn note(engine: &Engine, org: &OrgState, due: Due) -> Result<()> {
-    let noted = |entry: &OrgEntry| entry.newest().due.is_some();
-    if engine.with_keyring(|keyring| keyring.entry(org.id).is_some_and(noted)) {
-        return Ok(());
+fn note(org: &OrgState, found: Found, entry: &mut OrgEntry, drafts: &mut Vec<Draft>) -> Result<()> {
+    let Found { version, why, .. } = found;
+    if entry.newest().version != version {
+        return Err(entry.conflict("another key was installed meanwhile"));
     }
-    engine.change(None, |keyring, drafts| {
-        let entry = keyring.org_mut(org.id, &org.name)?;
-        let (version, fingerprint) = (entry.newest().version, entry.newest().fingerprint);
-        entry.note(version, |v| v.due = Some((now_unix_ms(), due)))?;
-        let draft = Draft::new(AuditEvent::RotationDue { why: due }).org(&org.name, org.id);
-        drafts.push(draft.key(version, fingerprint));
-        Ok(())
-    })
+    let fingerprint = entry.newest().fingerprint;
+    entry.note(version, |v| v.due = Some((now_unix_ms(), why)))?;
+    let draft = Draft::new(AuditEvent::RotationDue { why }).org(&org.name, org.id);
+    drafts.push(draft.key(version, fingerprint));
+    Ok(())
 }

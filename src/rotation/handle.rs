@@ -73,8 +73,9 @@ impl Rotation {
     /// Stops after the chunks in hand, until [`resume`](Self::resume), also over a restart.
     ///
     /// # Errors
-    /// Disk errors of the machine: it pauses, but not over a restart.
+    /// [`Error::OrgErased`]; disk errors of the machine: it pauses, but not over a restart.
     pub fn pause(&self) -> Result<()> {
+        self.org.check_exists()?;
         self.rotations.pause(&self.org, true)
     }
 
@@ -112,7 +113,14 @@ impl Rotation {
         let mut board = self.rotations.board();
         loop {
             if self.is_over() {
-                return self.certificate();
+                let certificate = self.certificate();
+                // Erasing the org destroys its keys too, and certifies that alone.
+                return match (&certificate, &self.target) {
+                    (Err(_), Target::Version(_) | Target::Suite(_)) => {
+                        self.org.check_exists().and(certificate)
+                    }
+                    _ => certificate,
+                };
             }
             if let Some(Report { blocked: Some(why), .. }) = board.reports.get(&self.org.id) {
                 return Err(why.clone());

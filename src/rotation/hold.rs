@@ -71,7 +71,7 @@ pub(super) fn hold(engine: &Engine, org: &OrgState, versions: &[KeyVersion]) -> 
     if fresh.is_empty() {
         return Ok(verdict);
     }
-    engine.change(None, |keyring, drafts| {
+    let noted = engine.change(None, |keyring, drafts| {
         let entry = keyring.org_mut(org.id, &org.name)?;
         if broken {
             let event = AuditEvent::HoldBroken { times };
@@ -84,7 +84,14 @@ pub(super) fn hold(engine: &Engine, org: &OrgState, versions: &[KeyVersion]) -> 
             drafts.push(Draft { version: Some(version), fingerprint, ..draft });
         }
         Ok(())
-    })?;
+    });
+    if let Err(error) = noted {
+        // Not noted, so it still has to be.
+        if let Some(slot) = slots().next() {
+            slot.counters.would_have_failed_again(times);
+        }
+        return Err(error);
+    }
     engine.publish(org);
     tracing::info!(org = %org.name, ?fresh, times, "held before retirement");
     Ok(verdict)

@@ -175,8 +175,9 @@ impl Rotations {
         set(&mut board.settings);
         let value = self.engine.notary.seal(SETTINGS_KEY, &board.settings)?;
         self.engine.storage.put(Space::System, SETTINGS_KEY, Some(value))?;
+        drop(board);
         self.engine.written();
-        Ok(())
+        self.engine.sync()
     }
 
     pub(crate) fn progress(&self, org: &OrgState) -> Option<Progress> {

@@ -26,7 +26,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Task {
     pub(super) org: Arc<OrgState>,
     pub(super) paused: bool,
-    is_erasure: bool,
+    pub(super) is_erasure: bool,
     stage: Stage,
     retry_delay: Duration,
     /// `None` until it is read from the database.
@@ -45,6 +45,10 @@ enum Stage {
     Verifying {
         pass: CleanPass,
         count: HeaderCount,
+    },
+    Retiring {
+        zero: CountedZero,
+        records: u64,
     },
     /// Until a time, milliseconds since 1970; and what goes only by hand.
     Held {
@@ -82,6 +86,12 @@ struct Survey {
     records: u64,
 }
 
+impl Survey {
+    fn new(org: &OrgState) -> Self {
+        Self { cursor: Cursor::against_moves(org, org.gate.snapshot().active), records: 0 }
+    }
+}
+
 impl Task {
     pub(super) fn new(org: Arc<OrgState>) -> Self {
         Self {
@@ -90,10 +100,7 @@ impl Task {
             is_erasure: false,
             retry_delay: FIRST_RETRY,
             rewritten: None,
-            survey: Survey {
-                cursor: Cursor::against_moves(&org, org.gate.snapshot().active),
-                records: 0,
-            },
+            survey: Survey::new(&org),
             meter: Meter::new(Instant::now()),
             span: tracing::info_span!("rotation", org = %org.name),
             org,
@@ -184,10 +191,11 @@ impl Task {
             }
             Stage::Verifying { count, .. } => {
                 if !count.step(engine, &self.org)? {
-                    self.retire(engine)?;
+                    self.judge(engine)?;
                 }
                 Ok(Step::Went)
             }
+            Stage::Retiring { .. } => self.retire(engine).map(|()| Step::Went),
         }
     }
 
@@ -230,8 +238,10 @@ impl Task {
         match &self.stage {
             _ if self.paused => Some(0),
             Stage::Rewriting { pass, .. } => {
-                let counted = self.survey.cursor.exhausted.then_some(self.survey.records);
-                counted.map(|records| records.saturating_sub(pass.tally.scanned()))
+                let counted = self.survey.cursor.exhausted.then_some(self.survey.records)?;
+                // More were written since, nobody knows how many.
+                let grown = counted <= pass.tally.scanned() && !pass.cursor.exhausted;
+                (!grown).then(|| counted.saturating_sub(pass.tally.scanned()))
             }
             _ => Some(0),
         }
@@ -243,6 +253,7 @@ impl Task {
     }
 
     fn start_pass(&mut self) {
+        self.survey = Survey::new(&self.org);
         self.stage = if self.is_erasure {
             Stage::Erasing(Deletion::new(&self.org))
         } else {
@@ -259,7 +270,6 @@ impl Task {
         match pass.finish() {
             Ok(pass) => {
                 failpoint::reach("rewrite.passed", &org);
-                self.retry_delay = FIRST_RETRY;
                 self.stage = Stage::Verifying { pass, count: HeaderCount::new(&self.org) };
             }
             Err(tally) => {
@@ -274,8 +284,8 @@ impl Task {
         }
     }
 
-    /// The count is complete: retires what it clears, then goes on with what is left.
-    fn retire(&mut self, engine: &Engine) -> Result<()> {
+    /// The count is complete: what it clears is retired next, or held.
+    fn judge(&mut self, engine: &Engine) -> Result<()> {
         failpoint::reach("verify.counted", &self.org.name);
         let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
         let Stage::Verifying { pass, count } = std::mem::replace(&mut self.stage, fresh) else {
@@ -291,16 +301,29 @@ impl Task {
             return self.still_suspended(engine).map_or(Ok(()), Err);
         };
         let verdict = hold::hold(engine, &self.org, zero.versions())?;
-        let Some(zero) = zero.only(&verdict.go) else {
-            self.stage = Stage::Held { until: verdict.next(), by_hand: verdict.by_hand() };
+        self.stage = match zero.only(&verdict.go) {
+            Some(zero) => Stage::Retiring { zero, records: count.census().total() },
+            None => {
+                self.retry_delay = FIRST_RETRY;
+                Stage::Held { until: verdict.next(), by_hand: verdict.by_hand() }
+            }
+        };
+        Ok(())
+    }
+
+    fn retire(&mut self, engine: &Engine) -> Result<()> {
+        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        let Stage::Retiring { zero, records } = std::mem::replace(&mut self.stage, fresh) else {
             return Ok(());
         };
         let rewritten = self.rewritten.get_or_insert_default();
         retire::retire(engine, &self.org, zero.sync(engine)?, rewritten)?;
-        if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, count.census().total()) }
+        self.retry_delay = FIRST_RETRY;
+        if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, records) }
     }
 
     fn finish(&mut self, engine: &Engine, records: u64) -> Result<()> {
+        self.retry_delay = FIRST_RETRY;
         self.stage = Stage::Done { records };
         engine.storage.put(Space::System, &rewritten_key(self.org.id), None)?;
         engine.written();
@@ -353,6 +376,10 @@ impl Task {
             Stage::Verifying { count, .. } => {
                 progress.phase = Phase::Verifying;
                 progress.scanned = count.census().total();
+            }
+            Stage::Retiring { records, .. } => {
+                progress.phase = Phase::Retiring;
+                progress.scanned = *records;
             }
             Stage::Held { until, by_hand } => {
                 progress.phase = Phase::Held;

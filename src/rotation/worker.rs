@@ -91,7 +91,8 @@ impl Coordinator<'_> {
                 self.governor = Governor::new(Instant::now());
             }
             Command::Pause(org, paused) => {
-                if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == org) {
+                let pausable = |task: &&mut Task| task.org.id == org && !task.is_erasure;
+                if let Some(task) = self.tasks.iter_mut().find(pausable) {
                     task.paused = paused;
                     if !paused {
                         task.wake();
@@ -214,7 +215,9 @@ impl Coordinator<'_> {
         }
         let engine = &self.shared.engine;
         let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
-        self.pace.worked(now, limits, now.elapsed());
+        if surveyed {
+            self.pace.worked(now, limits, now.elapsed());
+        }
         surveyed
     }
 }

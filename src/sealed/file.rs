@@ -49,36 +49,62 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         return Err(Error::SyncFailed { why });
     }
     failpoint::reach("keyring.dir_synced", "");
-    if let Err(error) = discard(path) {
+    if let Err(error) = discard_old(path) {
         tracing::warn!(%error, "the replaced file is overwritten at the next change or open");
     }
     Ok(())
 }
 
-/// Overwrites and removes what a replacement left behind, finished or not.
+/// Overwrites and removes what a replacement left behind, finished or not. A crash may have come
+/// between its exchange and its fsync of the directory: that is made up for first, or a power
+/// cut may bring the overwritten file back under the name.
 ///
 /// The overwriting reaches the blocks of the old file on file systems that write in place. It
 /// does not on copy-on-write and log-structured ones (btrfs, ZFS, F2FS), nor does it reach a
 /// flash drive's spare blocks, journals or snapshots.
 pub(crate) fn discard(path: &Path) -> Result<()> {
-    let old = beside(path);
-    match overwrite(&old) {
-        Ok(()) => {}
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
+    if fs::symlink_metadata(beside(path)).is_ok() {
+        sync_dir(path)?;
+        failpoint::reach("keyring.leftover_synced", "");
     }
-    failpoint::reach("keyring.overwritten", "");
-    fs::remove_file(&old).map_err(|e| Error::io(format!("removing {}", old.display()), e))
+    discard_old(path)
 }
 
-/// Overwrites a file with zeros, durably.
+/// Likewise, once the directory is synced.
+fn discard_old(path: &Path) -> Result<()> {
+    let old = beside(path);
+    let during = |e| Error::io(format!("removing {}", old.display()), e);
+    match fs::symlink_metadata(&old) {
+        Ok(meta) if meta.is_file() => overwrite(&old)?,
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(during(e)),
+    }
+    failpoint::reach("keyring.overwritten", "");
+    fs::remove_file(&old).map_err(during)
+}
+
+/// Overwrites a file with zeros, durably. Never what a symbolic link points to.
 pub(crate) fn overwrite(path: &Path) -> Result<()> {
-    let overwritten = OpenOptions::new().write(true).open(path).and_then(|mut file| {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    let overwritten = not_through_links(&mut options).open(path).and_then(|mut file| {
         let len = file.metadata()?.len();
         io::copy(&mut io::repeat(0).take(len), &mut file)?;
         file.sync_data()
     });
     overwritten.map_err(|e| Error::io(format!("overwriting {}", path.display()), e))
+}
+
+#[cfg(unix)]
+fn not_through_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags)
+}
+
+#[cfg(not(unix))]
+fn not_through_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
 }
 
 fn folder(path: &Path) -> &Path {

@@ -130,6 +130,10 @@ struct Standstill<'a> {
 impl Frozen for Standstill<'_> {
     fn switch(self: Box<Self>) -> Duration {
         let shared = self.copy.shared;
+        // A sync that was refused meanwhile stays refused.
+        if let Err(error) = self.copy.old.check_writable() {
+            self.copy.new.stop_writing(error);
+        }
         shared.current.store(Arc::clone(&self.copy.new));
         shared.copying.store(false, Ordering::Release);
         self.since.elapsed()

@@ -93,7 +93,12 @@ impl Shared {
 
 impl Storage for SledStorage {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Stored>> {
-        self.0.current().get(space, key)
+        let database = self.0.current();
+        match database.get(space, key) {
+            // Its files are overwritten some seconds after it was replaced.
+            Err(_) if !Arc::ptr_eq(&database, &self.0.current()) => self.get(space, key),
+            found => found,
+        }
     }
 
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
