@@ -13,6 +13,17 @@ pub(crate) struct Latency {
     buckets: Box<[AtomicU64; BUCKETS]>,
 }
 
+/// What was measured since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Nobody read or wrote.
+    #[default]
+    Nothing,
+    /// One in a hundred cannot be told from these.
+    TooFew,
+    P99(Duration),
+}
+
 /// Counts what passes from its making to its end.
 #[must_use = "it measures until it is dropped"]
 pub(crate) struct Timed<'a>(Option<(&'a Latency, Instant)>);
@@ -35,27 +46,30 @@ impl Latency {
         Timed(asked.then(|| (self, Instant::now())))
     }
 
-    /// What 99 of 100 operations since the last call took at most, to an eighth; `None` if there
-    /// were fewer than `least`, which are then kept for the next call.
-    pub(crate) fn take_p99(&self, least: u64) -> Option<Duration> {
+    /// What 99 of 100 operations since the last call took at most, to an eighth. Where there were
+    /// fewer than `least`, they are kept for the next call.
+    pub(crate) fn take_p99(&self, least: u64) -> Taken {
         let counts: Vec<u64> = self.buckets.iter().map(|n| n.load(Ordering::Relaxed)).collect();
         let all: u64 = counts.iter().sum();
-        if all < least.max(1) {
-            return None;
+        if all == 0 {
+            return Taken::Nothing;
+        }
+        if all < least {
+            return Taken::TooFew;
         }
         for (bucket, count) in self.buckets.iter().zip(&counts) {
             bucket.fetch_sub(*count, Ordering::Relaxed);
         }
         let mut above = all / 100;
         let mut slowest = counts.iter().enumerate().rev();
-        let (bucket, _) = slowest.find(|(_, count)| match above.checked_sub(**count) {
+        let found = slowest.find(|(_, count)| match above.checked_sub(**count) {
             Some(left) => {
                 above = left;
                 false
             }
             None => true,
-        })?;
-        Some(Duration::from_nanos(upper(bucket)))
+        });
+        found.map_or(Taken::Nothing, |(bucket, _)| Taken::P99(Duration::from_nanos(upper(bucket))))
     }
 }
 
@@ -107,19 +121,26 @@ mod tests {
         let count = |nanos: u64, times: u64| {
             latency.buckets[bucket(nanos)].fetch_add(times, Ordering::Relaxed);
         };
+        let p99 = |latency: &Latency| match latency.take_p99(1000) {
+            Taken::P99(p99) => p99,
+            other => panic!("{other:?}"),
+        };
         count(1000, 990);
         count(1_000_000, 10);
-        let p99 = latency.take_p99(1000).unwrap();
-        assert!(p99 >= Duration::from_nanos(1000) && p99 < Duration::from_nanos(1130), "{p99:?}");
-        assert_eq!(latency.take_p99(1), None, "taken");
+        let fast = p99(&latency);
+        assert!(
+            fast >= Duration::from_nanos(1000) && fast < Duration::from_nanos(1130),
+            "{fast:?}"
+        );
+        assert_eq!(latency.take_p99(1), Taken::Nothing, "taken");
         count(1000, 989);
         count(1_000_000, 11);
-        assert_eq!(latency.take_p99(1001), None, "kept");
-        assert!(latency.take_p99(1000).unwrap() >= Duration::from_millis(1));
+        assert_eq!(latency.take_p99(1001), Taken::TooFew, "kept");
+        assert!(p99(&latency) >= Duration::from_millis(1));
         drop(latency.start());
-        assert!(latency.take_p99(1).is_some());
+        assert!(matches!(latency.take_p99(1), Taken::P99(_)));
         count(1000, 5);
         latency.ask(false);
-        assert_eq!(latency.take_p99(1), None, "forgotten");
+        assert_eq!(latency.take_p99(1), Taken::Nothing, "forgotten");
     }
 }

@@ -5,12 +5,13 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::throttle::{Limits, Throttle};
+use crate::engine::Taken;
 
 /// What is looked at in a window.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
-    /// What 99 of 100 reads and writes took at most, if enough of them were seen to tell.
-    pub(super) p99: Option<Duration>,
+    /// Of reads and writes.
+    pub(super) taken: Taken,
     /// Records that no pass has reached, once they are counted.
     pub(super) left: Option<u64>,
     /// Records per second of late.
@@ -61,6 +62,8 @@ pub(super) struct Governor {
     /// Windows in a row in which a target was missed.
     short: u32,
     slow: u32,
+    /// When it was last seen.
+    p99: Option<Duration>,
     missed: Option<Missed>,
 }
 
@@ -80,6 +83,7 @@ impl Governor {
             spare: None,
             short: 0,
             slow: 0,
+            p99: None,
             missed: None,
         }
     }
@@ -101,28 +105,36 @@ impl Governor {
         let seen = see();
         if is_over {
             self.since = now;
-            self.follow_latency(to, workers, seen.p99);
+            self.follow_latency(to, workers, seen.taken);
         }
         let late = self.follow_deadline(seen);
-        let slow = seen.p99.filter(|_| self.slow >= Self::PATIENCE).map(Missed::Slow);
+        let slow = self.p99.filter(|_| self.slow >= Self::PATIENCE).map(Missed::Slow);
         let missed = late.or(slow);
         let changed = missed.is_some() != self.missed.is_some();
         self.missed = missed;
         changed
     }
 
-    /// Backs off fast and comes back slowly. Where nobody reads or writes, it only comes back.
-    fn follow_latency(&mut self, to: &Throttle, workers: usize, p99: Option<Duration>) {
+    /// Backs off fast and comes back slowly. Where nobody reads or writes it only comes back, where
+    /// few do it stays until there are enough to tell.
+    fn follow_latency(&mut self, to: &Throttle, workers: usize, taken: Taken) {
         let Some(target) = to.foreground_p99() else {
             self.slow = 0;
             return;
         };
-        match p99 {
-            Some(p99) if p99 > target => {
+        if let Taken::P99(p99) = taken {
+            self.p99 = Some(p99);
+        }
+        match taken {
+            Taken::TooFew => {
+                // What the last look said still holds.
+                self.slow += u32::from(self.slow > 0);
+            }
+            Taken::P99(p99) if p99 > target => {
                 self.slow = if self.cores <= Self::LEAST { self.slow + 1 } else { 0 };
                 self.cores = (self.cores * 0.6).max(Self::LEAST);
             }
-            Some(p99) if p99 > target.mul_f64(0.75) => self.slow = 0,
+            Taken::P99(p99) if p99 > target.mul_f64(0.75) => self.slow = 0,
             _ => {
                 self.slow = 0;
                 #[allow(clippy::cast_precision_loss)]
@@ -220,7 +232,7 @@ mod tests {
         for window in 0..300 {
             let p99 = p99(run.limits().cores);
             over += u32::from(window > 50 && p99 > target.mul_f64(1.2));
-            run.look(Seen { p99: Some(p99), ..Seen::default() });
+            run.look(Seen { taken: Taken::P99(p99), ..Seen::default() });
         }
         assert_eq!(over, 0);
         assert!(run.limits().cores > 0.15, "{}", run.limits().cores);
@@ -234,7 +246,7 @@ mod tests {
     #[test]
     fn a_target_below_what_reads_take_anyhow_is_told() {
         let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(1)).unwrap());
-        let slow = Seen { p99: Some(ms(5)), ..Seen::default() };
+        let slow = Seen { taken: Taken::P99(ms(5)), ..Seen::default() };
         let told = (0..100).filter(|_| run.look(slow)).count();
         assert_eq!((told, run.governor.missed()), (1, Some(Missed::Slow(ms(5)))));
         assert!((run.limits().cores - Governor::LEAST).abs() < 1e-9, "it goes on all the same");
@@ -254,7 +266,7 @@ mod tests {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let counted = Some(left as u64);
             let rate = run.limits().records_per_second;
-            run.look(Seen { p99: None, left: counted, rate, time_left });
+            run.look(Seen { taken: Taken::Nothing, left: counted, rate, time_left });
             left -= run.limits().records_per_second.unwrap() * window;
             assert_eq!(run.governor.missed(), None);
         }
@@ -265,7 +277,7 @@ mod tests {
     fn a_deadline_sets_the_pace_and_says_early_when_it_cannot_be_kept() {
         let mut run = Run::new(Throttle::unlimited());
         let seen = |left, rate, time_left| Seen {
-            p99: None,
+            taken: Taken::Nothing,
             left: Some(left),
             rate: Some(rate),
             time_left: Some(Duration::from_secs(time_left)),

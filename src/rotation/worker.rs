@@ -197,7 +197,7 @@ impl Coordinator<'_> {
         latency.ask(throttle.foreground_p99().is_some() && !self.tasks.is_empty());
         let tasks = &self.tasks;
         let changed = self.governor.look(now, throttle, self.workers, || Seen {
-            p99: latency.take_p99(ENOUGH),
+            taken: latency.take_p99(ENOUGH),
             left: tasks.iter().map(Task::left).sum(),
             rate: tasks.iter().filter_map(Task::rate).reduce(|a, b| a + b),
             time_left: throttle
