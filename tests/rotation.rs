@@ -316,9 +316,9 @@ fn a_rotation_in_vain_waits_longer_and_longer() {
     let _hook = failpoint::on("rewrite.passed", "acme", move || {
         counting.fetch_add(1, Ordering::Relaxed);
     });
+    let start = Instant::now();
     keys.suspend("acme").unwrap();
     rotation.resume().unwrap();
-    let start = Instant::now();
     // One or two passes at once, then after 100 ms, 200, 400, 800: the sixth comes after 1.5 s.
     while passes.load(Ordering::Relaxed) < 6 {
         assert!(start.elapsed() < SOON, "{}", rotation.progress());
