@@ -133,6 +133,11 @@ pub enum AuditEvent {
         /// Why, in the words of the error.
         why: String,
     },
+    /// Records whose blinded name opened under no key of the org were deleted.
+    NamelessRemoved {
+        /// How many.
+        records: u64,
+    },
 }
 
 /// One entry of the audit log.
@@ -202,6 +207,9 @@ impl fmt::Display for AuditEntry {
             AuditEvent::ImportTokenExpired { token } => write!(f, "import token {token} expired")?,
             AuditEvent::SealedKeyRefused { token, why } => {
                 write!(f, "sealed key under token {token} refused ({why})")?;
+            }
+            AuditEvent::NamelessRemoved { records } => {
+                write!(f, "{records} records whose name does not open removed")?;
             }
         }
         if let Some((name, _)) = &self.org {

@@ -15,6 +15,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Engine, OrgKeys, OrgState, Slot, check_name};
+use crate::audit::{AuditEvent, Draft};
 use crate::envelope::name;
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -192,6 +193,8 @@ impl OrgKeys {
     fn nameless(&self, key: &[u8], why: impl ToString) -> Error {
         let start = key.get(OrgId::LEN..).unwrap_or_default();
         let hex: String = start.iter().take(40).map(|byte| format!("{byte:02x}")).collect();
+        let why =
+            format!("{}; nobody can ask for it: remove it by `remove_nameless`", why.to_string());
         self.damaged(format!("(blinded) {hex}").as_bytes(), why)
     }
 }
@@ -278,6 +281,32 @@ impl Engine {
     /// Whether there is a record of this name.
     pub(crate) fn contains(&self, org: &OrgState, name: &[u8]) -> Result<bool> {
         org.read(|keys| self.find(org, keys, name)).map(|found| found.is_some())
+    }
+
+    /// Deletes the records whose blinded name opens under no key that the org has, and so can
+    /// neither be read nor deleted by name. Those of suspended keys stay.
+    pub(crate) fn remove_nameless(&self, org: &OrgState) -> Result<u64> {
+        self.check_writable()?;
+        let mut removed = 0;
+        for pair in self.storage.scan(Space::Records, prefix_range(org.id.as_bytes())) {
+            let (key, stored) = pair?;
+            // With a snapshot from before the key became active its name would not open.
+            let name = org.gate.read(|keys| keys.name(org, &key).map(drop));
+            if matches!(name, Err(Error::RecordDamaged { .. } | Error::KeyRetired { .. }))
+                && self.storage.compare_and_swap(Space::Records, &key, Some(&stored), None)?
+            {
+                removed += 1;
+            }
+        }
+        self.written();
+        if removed > 0 {
+            self.change(None, |_, drafts| {
+                let event = AuditEvent::NamelessRemoved { records: removed };
+                drafts.push(Draft::new(event).org(&org.name, org.id));
+                Ok(())
+            })?;
+        }
+        Ok(removed)
     }
 
     /// Puts an envelope to the newest place, or nothing, and takes away what lies at others.

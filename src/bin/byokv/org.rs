@@ -24,6 +24,11 @@ pub(super) enum Command {
     },
     /// Change what an org may do, and when its keys rotate and retire; a key that it brought stays
     Policy(Policy),
+    /// Delete records whose blinded name does not open, which nobody can read or delete by name
+    RemoveNameless {
+        /// Name of the org
+        name: String,
+    },
     /// Erase an org: destroy its keys, then delete its records
     Delete(erase::Delete),
 }
@@ -174,6 +179,14 @@ impl Command {
             ),
             Self::Show { name } => show(ui, &store.keys().status(&name)?),
             Self::Policy(policy) => policy.run(ui, store),
+            Self::RemoveNameless { name } => {
+                let removed = store.keys().remove_nameless(&name)?;
+                let records = ui::records(removed);
+                ui.done(
+                    &json!({"org": name, "removed": removed}),
+                    format_args!("{records} removed"),
+                )
+            }
             Self::Delete(delete) => delete.run(ui, store),
         })
     }

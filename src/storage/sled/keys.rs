@@ -22,20 +22,24 @@ pub(super) fn escape(key: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(escaped)
 }
 
-/// `None` for a key that is the same plain.
-pub(super) fn unescape(key: &[u8]) -> Option<Vec<u8>> {
-    if !key.contains(&0xfe) {
-        return None;
+/// `None` for what [`escape`] never makes: it would be looked for under another key.
+pub(super) fn unescape(key: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !key.contains(&0xfe) && !key.contains(&0xff) {
+        return Some(Cow::Borrowed(key));
     }
     let mut plain = Vec::with_capacity(key.len());
     let mut bytes = key.iter();
     while let Some(&byte) = bytes.next() {
         match byte {
-            0xfe => plain.push(0xfe + u8::from(bytes.next() == Some(&1))),
+            0xfe => match bytes.next() {
+                Some(&escaped @ (0 | 1)) => plain.push(0xfe + escaped),
+                _ => return None,
+            },
+            0xff => return None,
             _ => plain.push(byte),
         }
     }
-    Some(plain)
+    Some(Cow::Owned(plain))
 }
 
 #[cfg(test)]
@@ -50,8 +54,8 @@ mod tests {
             a in prop::collection::vec(prop::sample::select(vec![0u8, 0xfd, 0xfe, 0xff]), 0..8),
             b in prop::collection::vec(prop::sample::select(vec![0u8, 0xfd, 0xfe, 0xff]), 0..8),
         ) {
-            let escaped = escape(&a);
-            prop_assert_eq!(unescape(&escaped).unwrap_or_else(|| escaped.to_vec()), a.clone());
+            prop_assert_eq!(unescape(&escape(&a)).unwrap(), &a[..]);
+            prop_assert!(unescape(&a).is_none_or(|plain| escape(&plain) == a));
             prop_assert_eq!(escape(&a).cmp(&escape(&b)), a.cmp(&b));
             prop_assert_eq!(escape(&a).starts_with(&escape(&b)), a.starts_with(&b));
         }

@@ -1,12 +1,13 @@
 //! Walking over keys, also across a replacement of the database.
 
+use std::borrow::Cow;
 use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use super::database::{Database, RawPair, RawRange};
 use super::keys::{escape, unescape};
 use super::{Range, Shared, Space, Stored};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A key as a walk hands it out: shared with sled unless it is written otherwise there.
 pub(crate) struct Key(Spelling);
@@ -17,8 +18,13 @@ enum Spelling {
 }
 
 impl Key {
-    fn new(key: sled::IVec) -> Self {
-        Self(unescape(&key).map_or(Spelling::Same(key), Spelling::Unescaped))
+    /// `None` for a key that byokv never writes.
+    fn new(key: sled::IVec) -> Option<Self> {
+        let unescaped = match unescape(&key)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(plain) => Some(plain),
+        };
+        Some(Self(unescaped.map_or(Spelling::Same(key), Spelling::Unescaped)))
     }
 }
 
@@ -62,7 +68,12 @@ impl Scan {
         match self.iter().and_then(|(database, iter)| database.step(|| step(iter))) {
             Ok(Some((key, value))) => {
                 rest(&mut self.range, key.clone());
-                Some(Ok((Key::new(key), Stored(value))))
+                let Some(key) = Key::new(key) else {
+                    let why = "there is a key that byokv never writes".to_owned();
+                    let path = self.shared.current().dir().to_owned();
+                    return Some(Err(Error::StorageDamaged { path, why }));
+                };
+                Some(Ok((key, Stored(value))))
             }
             Ok(None) => {
                 self.ended = true;
