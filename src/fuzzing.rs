@@ -38,3 +38,9 @@ pub fn keyring_decode(bytes: &[u8]) {
 pub fn backup_seal(key: &KeyMaterial, bytes: &[u8]) -> Vec<u8> {
     backup::fuzz_seal(key, bytes).unwrap_or_default()
 }
+
+/// Bytes as import tokens and sealed keys: as text, behind the checksum, behind the tag.
+#[cfg(feature = "import")]
+pub fn sealed_import(bytes: &[u8]) {
+    crate::import::fuzz(bytes);
+}

@@ -397,5 +397,47 @@ impl TryRng for Random {
 
 impl TryCryptoRng for Random {}
 
+/// For `fuzzing`: `data` as the texts, as what the checksum lies around, and as a sealed key.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(data: &[u8]) {
+    let private = KeyMaterial::take(&mut [7; 32]);
+    let (store, org) = (OrgId::from_bytes([1; 16]), OrgId::from_bytes([2; 16]));
+    let Ok(token) = ImportToken::new(store, ("acme", org), 9, &private) else { return };
+    if let Ok(line) = str::from_utf8(data) {
+        let one_line: String = line.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+        if let Ok(token) = line.parse::<ImportToken>() {
+            assert_eq!(token.to_string(), one_line);
+        }
+        if let Ok(sealed) = line.parse::<SealedKey>() {
+            assert_eq!(sealed.to_string(), one_line);
+            assert!(sealed.open(&token, &private).is_err());
+        }
+    }
+    if let Ok(token) = ImportToken::decode(data) {
+        assert_eq!(token.encode(), data);
+        assert!(token.to_string().parse::<ImportToken>().is_ok_and(|parsed| parsed == token));
+        let _ = token.seal(&private);
+    }
+    if let Ok(sealed) = SealedKey::decode(data) {
+        assert_eq!(sealed.encode(), data);
+        assert!(sealed.to_string().parse::<SealedKey>().is_ok_and(|parsed| parsed == sealed));
+        assert!(sealed.open(&token, &private).is_err());
+    }
+    let Some((key, altered)) = data.split_first_chunk::<32>() else { return };
+    let Ok(sealed) = token.seal(&KeyMaterial::take(&mut key.clone())) else { return };
+    let opened = sealed.open(&token, &private);
+    assert!(opened.map_or_else(|e| matches!(e, Error::KeyMaterial(_)), |o| o.expose() == key));
+    let mut bytes = sealed.encode();
+    for (byte, with) in bytes.iter_mut().zip(altered) {
+        *byte ^= with;
+    }
+    if let Ok(other) = SealedKey::decode(&bytes)
+        && other != sealed
+    {
+        // The top bit of an X25519 point is not looked at; the derived keys are.
+        assert!(other.open(&token, &private).is_err());
+    }
+}
+
 #[cfg(test)]
 mod tests;

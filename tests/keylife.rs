@@ -56,6 +56,23 @@ fn a_key_is_held_until_it_is_released_by_hand() {
     assert!(events.contains(&AuditEvent::KeyHeld) && events.contains(&AuditEvent::KeyReleased));
 }
 
+/// Found by the model: a held key stayed until a restart or an operator's word.
+#[test]
+fn a_held_key_goes_when_the_policy_holds_none_any_more() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 20);
+    for held in [RetirePolicy::Manual, RetirePolicy::AfterHold(Duration::from_secs(3600))] {
+        store.keys().set_policy("acme", policy(held)).unwrap();
+        let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+        while rotation.progress().phase != Phase::Held {
+            let _ = rotation.wait_timeout(Duration::from_millis(5));
+        }
+        store.keys().set_policy("acme", policy(RetirePolicy::Immediate)).unwrap();
+        rotation.ended();
+    }
+}
+
 #[test]
 fn a_hold_ends_by_itself() {
     let place = Place::new();
