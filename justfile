@@ -27,3 +27,7 @@ loom:
 torture:
     BYOKV_TORTURE=10 cargo test --release -- --nocapture > target/torture.log 2>&1 || (tail -50 target/torture.log; exit 1)
     grep -h "^torture: " target/torture.log
+
+# Licences, advisories and duplicates; needs cargo-deny, and GitHub for its database.
+deny:
+    cargo deny check

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use byokv::failpoint;
@@ -123,4 +124,28 @@ fn every_fail_point_is_listed() {
             }
         }
     }
+}
+
+/// Each dependency that ships is in `docs/dependencies.md`, and none that does not.
+#[test]
+fn every_dependency_has_its_row() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let manifest = read("Cargo.toml");
+    let mut named = BTreeSet::new();
+    for section in manifest.split("\n[").filter(|section| {
+        let head = section.lines().next().unwrap();
+        head == "dependencies]" || head.starts_with("target.") && head.ends_with(".dependencies]")
+    }) {
+        let lines = section.lines().skip(1).filter(|line| !line.starts_with('#'));
+        named.extend(lines.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name));
+    }
+    assert!(named.contains("sled") && named.contains("clap"), "{named:?}");
+    let text = read("docs/dependencies.md");
+    let mut listed = BTreeSet::new();
+    for row in text.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let crates = row.split('|').next().unwrap();
+        listed.extend(crates.split('`').step_by(2));
+    }
+    assert_eq!(named, listed);
 }
