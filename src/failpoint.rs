@@ -32,8 +32,9 @@ pub const RESIDUE: &[&str] = &[
     "residue.counted",
 ];
 
-/// The points that a restore passes besides those.
+/// The points that a backup and a restore pass besides those.
 pub const RESTORE: &[&str] = &[
+    "backup.caught_up",
     "restore.begun",
     "restore.written",
     "restore.synced",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use byokv::{
     AuditEvent, BackupContents, BackupError, Error, KeyState, OrgPolicy, Origin, RootKey, Store,
-    Suite,
+    Suite, failpoint,
 };
 use common::{
     Ended, Place, backup, check_filled, filled, filled_blinded, key_text, material, new_key,
@@ -191,6 +191,27 @@ fn shows_one_moment(filled: fn(&Store, &str, usize) -> byokv::Org) {
     for i in 0..2000 {
         assert!(acme.get(format!("n{i:05}")).unwrap().is_some());
     }
+}
+
+/// In the last moment before the standstill, when the notes were just read.
+#[test]
+fn what_returned_before_the_moment_is_in_it() {
+    let (place, home) = (Place::new(), Place::new());
+    let store = place.open();
+    let org = filled(&store, "acme", 50);
+    let late = org.clone();
+    let hook = failpoint::on("backup.caught_up", "", move || {
+        late.put("late", "1").unwrap();
+        late.delete("n00007").unwrap();
+        late.batch().put("n00008", "new").put("n00009", "new").commit().unwrap();
+    });
+    let key = new_key();
+    let file = backup(&store, &key);
+    drop(hook);
+    let copy = home.open();
+    restore(&copy, &key, &file).unwrap();
+    assert!(all(&copy.org("acme").unwrap()) == all(&org));
+    assert!(org.get("late").unwrap().is_some() && org.count().unwrap() == 50);
 }
 
 /// With each piece that is written, more records change than may be left for the standstill.

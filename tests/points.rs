@@ -286,6 +286,7 @@ fn go_on(what: &str, store: &Store, (key, next_root): (&str, &str), backup: &Pat
                 let file = std::fs::File::open(backup).unwrap();
                 store.restore(&material(key)).read_from(file).unwrap();
             }
+            store.backup(&material(key)).write_to(std::io::sink()).unwrap();
             let erased = |c: &byokv::Result<byokv::Certificate>| {
                 c.as_ref().unwrap().kind == CertificateKind::OrgErased
             };

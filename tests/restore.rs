@@ -8,6 +8,8 @@ mod common;
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{
@@ -137,6 +139,35 @@ fn a_backup_that_changes_between_check_and_restore_is_taken_back() {
     }
 }
 
+#[test]
+fn nobody_sees_an_org_before_it_is_whole() {
+    let (place, home) = (Place::new(), Place::new());
+    let source = place.open();
+    drop((filled(&source, "first", 1500), filled(&source, "second", 1500)));
+    let key = new_key();
+    let file = backup(&source, &key);
+    let copy = Arc::new(home.open());
+    let looked = Arc::new(AtomicUsize::new(0));
+    let look = || {
+        let (copy, looked) = (Arc::clone(&copy), Arc::clone(&looked));
+        move || {
+            looked.fetch_add(1, Ordering::SeqCst);
+            assert!(copy.orgs().is_empty() && copy.metrics().unwrap().orgs.is_empty());
+            for org in ["first", "second"] {
+                assert!(matches!(copy.org(org), Err(Error::OrgUnknown { .. })));
+                assert!(matches!(copy.keys().status(org), Err(Error::OrgUnknown { .. })));
+                let taken = copy.create_org(org, byokv::OrgPolicy::byok());
+                assert!(matches!(taken, Err(Error::OrgExists { .. })));
+            }
+        }
+    };
+    let hooks = ["first", "second"].map(|org| failpoint::on("restore.written", org, look()));
+    restore(&copy, &key, &file).unwrap();
+    drop(hooks);
+    assert_eq!(looked.load(Ordering::SeqCst), 4, "twice within each org");
+    check_filled(&copy.org("second").unwrap(), 1500);
+}
+
 /// Not a test of its own: restores a backup, or opens the store, and is killed on the way.
 #[test]
 fn child() {
@@ -207,6 +238,9 @@ fn a_restore_killed_at_each_point_happened_or_did_not() {
         let store = home.open();
         let seen: Vec<_> = store.orgs().into_iter().map(|org| org.name).collect();
         check_filled(&store.org("there").unwrap(), 50);
+        for org in ["acme", "umbra"] {
+            assert_eq!(store.org(org).is_ok(), seen.len() == 3, "{point}");
+        }
         match seen.len() {
             3 => assert_eq!(seen, ["acme", "there", "umbra"]),
             _ => {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use byokv::{BackupContents, KeyMaterial, OrgPolicy, RootKey, Store};
 
 fn material(first: u8) -> KeyMaterial {
-    let mut bytes = *b"\x00\x92key of the fuzzing harness, 32b";
+    let mut bytes = *b"\x00\x92key of the fuzzing harness, 32";
     bytes[0] = first;
     KeyMaterial::from_bytes(&mut bytes).unwrap()
 }

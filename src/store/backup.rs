@@ -24,6 +24,7 @@ use crate::backup::{
 use crate::engine::{Engine, OrgState, Watch, printable};
 use crate::envelope::Value;
 use crate::error::{BackupError, Error, Result};
+use crate::failpoint;
 use crate::id::OrgId;
 use crate::keyring::Keyring;
 use crate::material::KeyMaterial;
@@ -165,6 +166,7 @@ impl<W: Write> Making<'_, W> {
             if reread > few && round < rounds {
                 continue;
             }
+            failpoint::reach("backup.caught_up", "");
             if let Some(last) = self.stand_still()? {
                 return self.end(head, last);
             }
