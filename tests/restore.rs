@@ -198,8 +198,9 @@ fn a_restore_killed_at_each_point_happened_or_did_not() {
     let of_keyring =
         |point: &&&str| point.starts_with("keyring.") && **point != "keyring.published";
     let of_keyring = failpoint::ALL.iter().filter(of_keyring);
+    let ours = |point: &str| point.starts_with("restore.") && point != "restore.discarded";
     let mut points: Vec<(String, Option<&str>)> = Vec::new();
-    for point in failpoint::RESTORE.iter().filter(|point| **point != "restore.discarded") {
+    for point in failpoint::RESTORE.iter().filter(|point| ours(point)) {
         points.push(((*point).to_owned(), None));
     }
     points.push(("restore.written:3".to_owned(), None));
