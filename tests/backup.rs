@@ -174,20 +174,26 @@ fn shows_one_moment(filled: fn(&Store, &str, usize) -> byokv::Org) {
         let value = org.get(name).unwrap();
         value.map_or(0, |value| value.as_str().unwrap().parse().unwrap())
     };
+    // A thread alone may have been kept waiting by the machine.
+    let mut all = 0;
     for thread in 0..3u64 {
         let [first, second] = [&acme, &umbra].map(|org| number(org, format!("w{thread}")));
         assert!(first == second || first == second + 1, "{first} in acme, {second} in umbra");
         let [a, z] = ["a", "z"].map(|name| number(&acme, format!("{name}{thread}")));
         assert_eq!(a, z, "a batch was torn");
         assert!(a == second || a + 1 == second, "{a} after {second}");
-        assert!(a > 20, "nothing was written meanwhile");
+        all += a;
         for i in 0..NAMES {
-            let last = |of: u64| (0..NAMES).map(|back| a - back).find(|n| n % NAMES == of).unwrap();
+            let last = |of: u64| {
+                let mut back = (0..NAMES).filter_map(|back| a.checked_sub(back));
+                back.find(|n| n % NAMES == of).unwrap_or(0)
+            };
             let (put, deleted) = (last((i + NAMES / 2) % NAMES), last(i));
             let expected = if put > deleted { put } else { 0 };
             assert_eq!(number(&acme, format!("t{thread}/{i}")), expected, "of {a}: {i}");
         }
     }
+    assert!(all > 40, "nothing was written meanwhile");
     for i in 0..2000 {
         assert!(acme.get(format!("n{i:05}")).unwrap().is_some());
     }
