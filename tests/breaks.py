@@ -328,6 +328,14 @@ BREAKS = [
      "    sync_all(dir)?;\n    remove",
      "    remove",
      "--test power a_power_cut"),
+    ("full disk: sled finds out by itself", "src/storage/sled/files.rs",
+     "        if free < reserve + bytes {",
+     "        if free < reserve + bytes && bytes == u64::MAX {",
+     "--test faults a_full_disk"),
+    ("failing I/O: sled is closed unguarded", "src/storage/sled/keeper.rs",
+     "            close(&files, opened);\n",
+     "            drop(opened);\n",
+     "--test faults each_failing"),
 ]
 
 

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -294,6 +295,20 @@ int mkdir(const char *path, mode_t mode) {
     if (!done) note(MKDIR, 0, 0, full, strlen(full));
     pthread_mutex_unlock(&order);
     errno = why;
+    return done;
+}
+
+static void tell_full(struct statvfs *disk) {
+    if (no_space) disk->f_bavail = disk->f_bfree = 0;
+}
+int fstatvfs(int fd, struct statvfs *disk) {
+    int done = REAL(fstatvfs)(fd, disk);
+    if (!done) tell_full(disk);
+    return done;
+}
+int fstatvfs64(int fd, struct statvfs64 *disk) {
+    int done = REAL(fstatvfs64)(fd, disk);
+    if (!done) tell_full((struct statvfs *)disk);
     return done;
 }
 

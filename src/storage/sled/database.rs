@@ -49,7 +49,7 @@ pub(super) struct Database {
     db: sled::Db,
     records: sled::Tree,
     system: sled::Tree,
-    /// After sled: it must be closed before its space is let go.
+    /// After sled: its thread has the last handle, closes sled, and then lets go of its space.
     keeper: Keeper,
 }
 
@@ -81,7 +81,7 @@ impl Database {
                 // there, so that `Keeper::start` finds the place.
                 system.insert(OPENED_KEY, &[])?;
                 db.flush()?;
-                Ok((db, records, system))
+                Ok((db.clone(), (db, records, system)))
             })
         };
         let ((db, records, system), keeper) = Keeper::start(files, segment, open)?;
@@ -105,7 +105,19 @@ impl Database {
     /// half changed, and what is written then may go over what is needed.
     fn writing<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check_writable()?;
-        guarded(self.dir(), during, Some(&self.files().broken), f)
+        let written = guarded(self.dir(), during, Some(&self.files().broken), f);
+        if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written {
+            self.files().note_failed(error);
+        }
+        written
+    }
+
+    /// Counts what is about to be written, and refuses what there is no space for.
+    fn admit(&self, space: Space, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let bytes = key.len() + value.map_or(0, <[u8]>::len);
+        self.files().check_space(bytes, space == Space::System || value.is_none())?;
+        self.keeper.wrote(bytes);
+        Ok(())
     }
 
     /// sled creates `conf`, `db`, `blobs/` and snapshots and syncs no directory.
@@ -132,13 +144,13 @@ impl Database {
     /// Writes one pair as sled has it.
     pub(super) fn put_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.keeper.wrote(key.len() + value.len());
+        self.admit(space, key, Some(value))?;
         self.writing("writing", || tree.insert(key, value).map(drop))
     }
 
     pub(super) fn remove_raw(&self, space: Space, key: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.keeper.wrote(key.len());
+        self.admit(space, key, None)?;
         self.writing("writing", || tree.remove(key).map(drop))
     }
 
@@ -158,6 +170,7 @@ impl Database {
     /// Writes pairs as sled has them, together; `bytes` says how long they are in all.
     pub(super) fn apply_raw(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
         let tree = self.tree(space);
+        self.files().check_space(bytes, space == Space::System)?;
         self.keeper.wrote(bytes);
         self.writing("writing a batch", || tree.apply_batch(batch))
     }
@@ -176,10 +189,11 @@ impl Database {
     }
 
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
-    /// `pagecache/iobuf.rs`), so the files are synced here.
+    /// `pagecache/iobuf.rs`), so the files are synced too.
     pub(super) fn sync(&self) -> Result<()> {
-        self.flush()?;
-        self.files().sync()
+        self.check_writable()?;
+        self.keeper
+            .sync(|| self.writing("writing", || self.system.insert(OPENED_KEY, &[]).map(drop)))
     }
 
     /// Hands everything to the system.
@@ -192,7 +206,7 @@ impl Database {
     }
 
     pub(super) fn stop_writing(&self, error: Error) -> Error {
-        self.files().broken.get_or_init(|| error).clone()
+        self.files().stop_writing(error)
     }
 
     pub(super) fn bytes_on_disk(&self) -> Result<u64> {

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,12 @@ pub(super) struct Files {
     blobs: Mutex<Blobs>,
     /// The first panic of sled's, or the first sync that the disk refused.
     pub(super) broken: OnceLock<Error>,
+    /// The first write that sled could not make: its buffers may wait for that for ever.
+    failed: OnceLock<Error>,
+    /// Bytes that were written since the disk was last asked for its free space.
+    unasked: AtomicU64,
+    /// Whether there was too little then.
+    short: AtomicBool,
 }
 
 #[derive(Default)]
@@ -37,7 +44,15 @@ impl Files {
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)
             })
             .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
-        Ok(Self { dir: dir.to_owned(), log, blobs: Mutex::default(), broken: OnceLock::new() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            log,
+            blobs: Mutex::default(),
+            broken: OnceLock::new(),
+            failed: OnceLock::new(),
+            unasked: AtomicU64::new(0),
+            short: AtomicBool::new(true),
+        })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -50,6 +65,48 @@ impl Files {
 
     pub(super) fn check_writable(&self) -> Result<()> {
         self.broken.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    pub(super) fn stop_writing(&self, error: Error) -> Error {
+        self.broken.get_or_init(|| error).clone()
+    }
+
+    pub(super) fn failed(&self) -> Option<Error> {
+        self.failed.get().cloned()
+    }
+
+    pub(super) fn note_failed(&self, error: &Error) {
+        self.failed.get_or_init(|| error.clone());
+    }
+
+    /// Refuses `bytes` while the disk is nearly full: sled, which writes them later and several
+    /// times, takes no more writes, and does not read everything, until it is opened again once
+    /// it met a full disk. What is `needed` to go on may go further.
+    pub(super) fn check_space(&self, bytes: usize, needed: bool) -> Result<()> {
+        /// Left free, or an eighth of a small disk; a quarter of that to what is needed.
+        const RESERVE: u64 = 16 << 20;
+        const STEP: u64 = 16 << 10;
+
+        let bytes = bytes as u64;
+        let unasked = self.unasked.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unasked < STEP && !self.short.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.unasked.store(0, Ordering::Relaxed);
+        // Where it cannot be told, sled finds out.
+        let Ok(disk) = rustix::fs::fstatvfs(&self.log) else { return Ok(()) };
+        let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+        let reserve = RESERVE.min(size / 8);
+        self.short.store(free < reserve + bytes, Ordering::Relaxed);
+        let reserve = if needed { reserve / 4 } else { reserve };
+        if free < reserve + bytes {
+            let (free, reserve) = (free >> 10, reserve >> 10);
+            let during = format!(
+                "writing ({free} KiB are free, {reserve} KiB are kept for what is under way)"
+            );
+            return Err(Error::DiskFull { during });
+        }
+        Ok(())
     }
 
     /// An operating system forgets what it could not write, so a later sync that succeeds would

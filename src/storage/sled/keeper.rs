@@ -1,19 +1,23 @@
-//! Keeps sled from using space again before what took its place is durable.
+//! Keeps sled from using space again before what took its place is durable, and makes it durable.
 //!
 //! sled frees a segment of its log, and removes the file of a large page, once what replaced it
 //! was handed to the system (`sync_file_range`). It does so by a deferred function of
 //! crossbeam-epoch's default collector (`pagecache/iobuf.rs`, `write_to_log`), which runs once
 //! every thread that was pinned when it was deferred has let go. So a thread of ours stays
 //! pinned, and lets go only after a sync that began later.
+//!
+//! The thread also flushes sled for all others: a flush may never end once a write of sled's has
+//! failed (it leaves a buffer that waits for its writer), and only this thread is lost then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam_epoch::{Guard, LocalHandle, default_collector};
 
+use super::border::guarded;
 use super::files::Files;
 use super::log;
 use super::tail::Durable;
@@ -23,37 +27,45 @@ pub(super) struct Keeper {
     files: Arc<Files>,
     /// Bytes that were written since the last turn.
     written: Arc<AtomicU64>,
-    /// Asks for a turn; dropped to end the thread.
-    due: Option<Sender<()>>,
+    /// Dropped to end the thread.
+    asks: Option<Sender<Ask>>,
+    /// Never sent to: disconnected once the thread has ended.
+    ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
+}
+
+enum Ask {
+    /// Flush and sync, and say how that went.
+    Sync(Sender<Result<()>>),
+    Turn,
 }
 
 impl Keeper {
     /// While the thread is pinned, sled's old pages stay in memory too: a turn is due after so
-    /// many bytes, or after so long.
-    const BYTES: u64 = 8 << 20;
+    /// many bytes, or after so long. With 8 MiB, buffered writes were slower and took more memory.
+    const BYTES: u64 = 1 << 20;
     const LONGEST: Duration = Duration::from_millis(500);
 
-    /// Returns pinned. sled may be opened by `open` only then.
+    /// Opens sled by `open` once the thread is pinned.
     pub(super) fn start<T>(
         files: Arc<Files>,
         segment_size: usize,
-        open: impl FnOnce() -> Result<T>,
+        open: impl FnOnce() -> Result<(sled::Db, T)>,
     ) -> Result<(T, Self)> {
-        let (due, turns) = channel::bounded(1);
+        let (asks, asked) = channel::unbounded();
         let (say_pinned, pinned) = channel::bounded(1);
-        let (go, opened) = channel::bounded::<()>(1);
+        let (go, opened) = channel::bounded(1);
         let (say_noted, noted) = channel::bounded(1);
+        let (alive, ended) = channel::bounded(0);
         let written = Arc::new(AtomicU64::new(0));
         let (of_thread, counted) = (Arc::clone(&files), Arc::clone(&written));
         let thread = std::thread::Builder::new()
             .name("byokv-keeper".to_owned())
             .spawn(move || {
+                let _alive: Sender<()> = alive;
                 let mut pins = Pins::new();
                 let _ = say_pinned.send(());
-                if opened.recv().is_err() {
-                    return;
-                }
+                let Ok(db) = opened.recv() else { return };
                 let durable = Durable::open(of_thread.dir());
                 let durable =
                     durable.map_err(|e| Error::io("opening the note of what is durable", e));
@@ -64,20 +76,27 @@ impl Keeper {
                 match first {
                     Ok(durable) => {
                         let _ = say_noted.send(Ok(()));
-                        run(&of_thread, segment_size, &counted, &turns, pins, durable);
+                        let work = Work { files: of_thread, segment_size, db, pins, durable };
+                        work.run(&counted, &asked);
                     }
-                    Err(error) => drop(say_noted.send(Err(error))),
+                    Err(error) => {
+                        close(&of_thread, db);
+                        let _ = say_noted.send(Err(error));
+                    }
                 }
             })
             .map_err(|e| Error::io("starting a thread", e))?;
         let gone = |_| Error::io("starting a thread", std::io::ErrorKind::BrokenPipe.into());
         pinned.recv().map_err(gone)?;
         // Without a word the thread ends.
-        let opened = open()?;
-        let _ = go.send(());
-        noted.recv().map_err(gone)??;
-        let keeper = Self { files, written, due: Some(due), thread: Some(thread) };
-        Ok((opened, keeper))
+        let (db, opened) = open()?;
+        let _ = go.send(db);
+        if let Err(error) = noted.recv().map_err(gone).flatten() {
+            // These are the last handles now.
+            close(&files, opened);
+            return Err(error);
+        }
+        Ok((opened, Self { files, written, asks: Some(asks), ended, thread: Some(thread) }))
     }
 
     pub(super) fn files(&self) -> &Files {
@@ -87,18 +106,63 @@ impl Keeper {
     /// Counts what was written.
     pub(super) fn wrote(&self, bytes: usize) {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before < Self::BYTES
-            && before + bytes as u64 >= Self::BYTES
-            && let Some(due) = &self.due
-        {
-            let _ = due.try_send(());
+        if before < Self::BYTES && before + bytes as u64 >= Self::BYTES {
+            self.ask(Ask::Turn);
+        }
+    }
+
+    fn ask(&self, ask: Ask) {
+        if let Some(asks) = &self.asks {
+            // Should the thread have ended, nobody answers, which is noticed.
+            let _ = asks.send(ask);
+        }
+    }
+
+    /// Returns when all that was written before is durable. `write` writes something to sled.
+    pub(super) fn sync(&self, write: impl Fn() -> Result<()>) -> Result<()> {
+        const LOOK: Duration = Duration::from_secs(1);
+        const LONG: Duration = Duration::from_secs(10);
+
+        let (reply, answer) = channel::bounded(1);
+        self.ask(Ask::Sync(reply));
+        let since = Instant::now();
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.files.check_writable()?;
+                    let why = "the thread that syncs has ended".to_owned();
+                    return Err(self.files.stop_writing(Error::SyncFailed { why }));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.files.check_writable()?;
+                    // Not every failure of sled's wakes those who wait for a flush; the next
+                    // write does.
+                    write()?;
+                    if let Some(failed) = self.files.failed()
+                        && since.elapsed() > LONG
+                    {
+                        return Err(self.files.stop_writing(failed));
+                    }
+                }
+            }
         }
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.due = None;
+        const LONGEST: Duration = Duration::from_secs(5);
+
+        self.asks = None;
+        if self.files.failed().is_some()
+            && self.ended.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout)
+        {
+            tracing::error!(
+                "sled does not close; end the process before the store is opened again"
+            );
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -107,35 +171,65 @@ impl Drop for Keeper {
     }
 }
 
-fn run(
-    files: &Files,
+/// What the thread works with.
+struct Work {
+    files: Arc<Files>,
     segment_size: usize,
-    written: &AtomicU64,
-    turns: &Receiver<()>,
-    mut pins: Pins,
-    mut durable: Durable,
-) {
-    loop {
-        let ends = turns.recv_timeout(Keeper::LONGEST) == Err(RecvTimeoutError::Disconnected);
-        if ends {
-            break;
+    db: sled::Db,
+    pins: Pins,
+    durable: Durable,
+}
+
+impl Work {
+    fn run(mut self, written: &AtomicU64, asked: &Receiver<Ask>) {
+        let mut turned = Instant::now();
+        loop {
+            let left = Keeper::LONGEST.saturating_sub(turned.elapsed());
+            let due = match asked.recv_timeout(left) {
+                Ok(Ask::Sync(reply)) => {
+                    let flushed =
+                        guarded(self.files.dir(), "flushing", Some(&self.files.broken), || {
+                            self.db.flush()
+                        });
+                    let _ = reply.send(flushed.and_then(|_| self.files.sync()));
+                    turned.elapsed() >= Keeper::LONGEST
+                }
+                Ok(Ask::Turn) | Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            // After a refused sync it stays pinned: nothing is freed any more.
+            if due && self.files.check_writable().is_ok() {
+                turned = Instant::now();
+                if written.swap(0, Ordering::Relaxed) > 0
+                    && let Err(error) =
+                        self.pins.turn(&self.files, self.segment_size, &mut self.durable)
+                {
+                    // Noted in `files` too, and met by the next write.
+                    tracing::warn!(%error, "space is not used again for now");
+                }
+            } else if due {
+                turned = Instant::now();
+            }
         }
-        // After a refused sync it stays pinned: nothing is freed any more.
-        if files.check_writable().is_ok() && written.swap(0, Ordering::Relaxed) > 0 {
-            // A failure is noted in `files`, and met by the next write.
-            if let Err(error) = pins.turn(files, segment_size, &mut durable) {
-                tracing::warn!(%error, "space is not used again for now");
+        close(&self.files, self.db);
+        // No more space is used again, and who opens the files without us may.
+        if self.files.check_writable().is_ok() && self.files.failed().is_none() {
+            let noted = self.files.sync().and_then(|()| self.durable.note_in(&self.files, None));
+            if let Err(error) = noted {
+                tracing::warn!(%error, "closing the database");
             }
         }
     }
-    // sled is closed: no more space is used again, and who opens the files without us may.
-    if files.check_writable().is_ok() {
-        let noted = files.sync().and_then(|()| {
-            durable.note(None).map_err(|e| files.refused(&files.dir().join("durable"), &e))
-        });
-        if let Err(error) = noted {
-            tracing::warn!(%error, "closing the database");
-        }
+}
+
+/// Lets go of the last handles: sled flushes, and panics if that fails.
+fn close<T>(files: &Files, handles: T) {
+    let closed = guarded(files.dir(), "closing", Some(&files.broken), || {
+        drop(handles);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::error!(%error, "closing the database; what was acknowledged as durable is safe");
     }
 }
 
@@ -175,8 +269,7 @@ impl Pins {
             None => segments.last_key_value().map_or(0, |(lsn, _)| *lsn),
         };
         files.sync()?;
-        let note = durable.note(Some(reached));
-        note.map_err(|e| files.refused(&files.dir().join("durable"), &e))?;
+        durable.note_in(files, Some(reached))?;
         self.held = Some(pinned);
         self.next = 1 - self.next;
         Ok(())

@@ -44,8 +44,8 @@ pub(super) struct Scan {
     space: Space,
     /// What is left to walk.
     range: RawRange,
-    /// The database that the iterator is of.
-    at: Option<(Arc<Database>, sled::Iter)>,
+    /// The iterator, and the database that it is of, which must be let go after it.
+    at: Option<(sled::Iter, Arc<Database>)>,
     ended: bool,
 }
 
@@ -88,12 +88,12 @@ impl Scan {
 
     fn iter(&mut self) -> Result<(&Database, &mut sled::Iter)> {
         let current = self.shared.current();
-        let is_current = |(database, _): &(Arc<Database>, _)| Arc::ptr_eq(database, &current);
+        let is_current = |(_, database): &(_, Arc<Database>)| Arc::ptr_eq(database, &current);
         let at = match self.at.take().filter(is_current) {
             Some(at) => at,
-            None => (Arc::clone(&current), current.range(self.space, self.range.clone())?),
+            None => (current.range(self.space, self.range.clone())?, Arc::clone(&current)),
         };
-        let (database, iter) = self.at.insert(at);
+        let (iter, database) = self.at.insert(at);
         Ok((database, iter))
     }
 }

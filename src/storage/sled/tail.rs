@@ -12,7 +12,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::files::Files;
 use super::log::{self, End, SEGMENT_HEADER};
+use crate::error::Result;
 
 /// The file that says from which segment of the log on nothing is known to be durable, and that
 /// no later one was given free: the segment's place (8, big-endian) ‖ the same inverted. Zeros
@@ -48,6 +50,12 @@ impl Durable {
 
     pub(super) fn noted(&self) -> Option<i64> {
         self.noted
+    }
+
+    /// Like [`note`](Self::note); a refusal ends all writing.
+    pub(super) fn note_in(&mut self, files: &Files, segment: Option<i64>) -> Result<()> {
+        let noted = self.note(segment);
+        noted.map_err(|e| files.refused(&Self::path(files.dir()), &e))
     }
 
     /// Durably. In one sector: it is the old note or the new one.
