@@ -231,4 +231,27 @@ mod tests {
         let certificates = retire(&engine, &org, synced, &Rewritten::new()).unwrap();
         assert_eq!(certificates[0].records_verified, 24);
     }
+    /// Invariant 8, for a suite: it was left before the pass began, and the count finds none.
+    #[test]
+    fn a_suite_that_is_used_or_found_is_not_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        engine.write(&org, b"n", Some(b"value")).unwrap();
+        let key = org.key(b"n");
+        let stale = engine.storage.get(Space::Records, &key).unwrap().unwrap();
+        let before = clean_pass(&engine, &org);
+        let suite = Some(engine.change_suite(&org, Suite::XChaCha20Poly1305).unwrap());
+        engine.write(&org, b"n", None).unwrap();
+        let none = counted(&engine, &org);
+        assert!(CountedZero::new(before, &none, suite).is_none(), "its writers may be inside");
+
+        let pass = clean_pass(&engine, &org);
+        engine.storage.put(Space::Records, &key, Some(stale.to_vec())).unwrap();
+        assert!(CountedZero::new(pass, &counted(&engine, &org), suite).is_none());
+
+        engine.storage.put(Space::Records, &key, None).unwrap();
+        let pass = clean_pass(&engine, &org);
+        assert!(CountedZero::new(pass, &counted(&engine, &org), suite).is_some());
+    }
 }
