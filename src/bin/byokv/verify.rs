@@ -56,7 +56,7 @@ impl Verify {
                 }
             }
             findings.print(ui, self.deep)?;
-            if self.deep {
+            if self.deep && findings.faults.is_empty() {
                 // What is missing has no header to look at.
                 store.verify()?;
             }
