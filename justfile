@@ -31,3 +31,11 @@ torture:
 # Licences, advisories and duplicates; needs cargo-deny, and GitHub for its database.
 deny:
     cargo deny check
+
+# byokv beside other engines, in a workspace of its own; its tables go into docs/performance.md.
+peers:
+    cd benches/peers && cargo run --release -- --write ../../docs
+
+# What readers and writers notice of a rotation; table and plot go into docs/.
+latency:
+    cargo bench --bench latency -- --write docs

@@ -228,7 +228,8 @@ fn the_operators_page_is_what_the_tool_prints() {
                 let text = settle(&text, dir.path(), &mut seen);
                 page += &format!("$ {line}\n");
                 let is_progress = |line: &&str| {
-                    let phases = ["queued", "rewriting", "verifying", "erasing", "held", "done"];
+                    let phases =
+                        ["queued", "rewriting", "verifying", "retiring", "erasing", "held", "done"];
                     phases.iter().any(|phase| line.starts_with(&format!("acme: {phase}")))
                 };
                 for line in text.lines().filter(|line| !is_progress(line)) {
