@@ -77,7 +77,7 @@ pub(crate) fn draw(path: &Path, outcomes: &[&Outcome], title: &str) -> Done {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .border_style(GREY.mix(0.4))
             .label_font(("sans-serif", 12))
