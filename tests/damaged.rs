@@ -324,8 +324,9 @@ fn no_damage_goes_unnoticed() {
     for role in ["closed", "killed"] {
         let place = Place::new();
         let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        let status = run(role, &place, &older).wait_with_output().unwrap().status;
-        assert_eq!(status.success(), role == "closed");
+        let ran = run(role, &place, &older).wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.success(), role == "closed", "{role}: {said}");
         copy_dir(&place.data(), &good);
         let files: Vec<PathBuf> = common::contents(&good)
             .into_iter()

@@ -230,16 +230,17 @@ fn a_pause_is_obeyed_while_headers_are_counted() {
     let store = place.open();
     filled(&store, "resting", 10);
     let org = filled(&store, "counted", 20_000);
-    let counted = org.clone();
-    let hook = failpoint::on("rewrite.passed", "counted", move || {
-        drop(counted.put("late", "x"));
-    });
     let resting = store.keys().rotate_platform_key("resting").unwrap();
     resting.pause().unwrap();
+    let keys = store.keys();
+    let (counted, paused) = (org.clone(), std::sync::Once::new());
+    // Between the pass and the count.
+    let hook = failpoint::on("rewrite.passed", "counted", move || {
+        drop(counted.put("late", "x"));
+        paused.call_once(|| keys.rotation("counted").unwrap().unwrap().pause().unwrap());
+    });
     let rotation = store.keys().rotate_platform_key("counted").unwrap();
-    until(&rotation, |progress| progress.phase == Phase::Verifying);
-    rotation.pause().unwrap();
-    until(&rotation, |progress| progress.paused);
+    until(&rotation, |progress| progress.phase == Phase::Verifying && progress.paused);
     let ended = rotation.wait_timeout(Duration::from_millis(500)).unwrap();
     assert!(ended.is_none(), "ended although it was paused");
     rotation.resume().unwrap();
@@ -304,20 +305,20 @@ fn a_pause_and_a_throttle_survive_a_restart() {
 fn a_rotation_in_vain_waits_longer_and_longer() {
     let place = Place::new();
     let store = place.open();
-    drop(filled(&store, "acme", 50));
+    drop(filled(&store, "vain", 50));
     let keys = store.keys();
-    keys.provision("acme", material(&key_text())).unwrap().ended();
+    keys.provision("vain", material(&key_text())).unwrap().ended();
     let manual = byokv::OrgPolicy::byok().with_retire(byokv::RetirePolicy::Manual);
-    keys.set_policy("acme", manual).unwrap();
-    let rotation = keys.return_to_platform_key("acme").unwrap();
+    keys.set_policy("vain", manual).unwrap();
+    let rotation = keys.return_to_platform_key("vain").unwrap();
     until(&rotation, |progress| progress.phase == Phase::Held);
     let passes = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counting = std::sync::Arc::clone(&passes);
-    let _hook = failpoint::on("rewrite.passed", "acme", move || {
+    let _hook = failpoint::on("rewrite.passed", "vain", move || {
         counting.fetch_add(1, Ordering::Relaxed);
     });
     let start = Instant::now();
-    keys.suspend("acme").unwrap();
+    keys.suspend("vain").unwrap();
     rotation.resume().unwrap();
     // One or two passes at once, then after 100 ms, 200, 400, 800: the sixth comes after 1.5 s.
     while passes.load(Ordering::Relaxed) < 6 {

@@ -21,6 +21,9 @@ pub(crate) const HEADER_LEN: usize = 22;
 /// What an envelope adds to a value, bytes.
 pub(crate) const OVERHEAD: usize = HEADER_LEN + NONCE_LEN + TAG_LEN;
 
+/// What the storage adds behind an envelope, so that it need not copy it for that.
+const STORAGE_ROOM: usize = 16;
+
 const AD_LABEL: &[u8] = b"byokv record v1";
 const KEY_LABEL: &[u8] = b"byokv seal v1";
 
@@ -107,7 +110,7 @@ impl Header {
 pub(crate) fn seal(key: &SuiteKey, header: &Header, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
     let nonce = Nonce::draw()?;
     let header = header.encode();
-    let mut envelope = Vec::with_capacity(OVERHEAD + value.len());
+    let mut envelope = Vec::with_capacity(OVERHEAD + value.len() + STORAGE_ROOM);
     envelope.extend_from_slice(&header);
     envelope.extend_from_slice(nonce.as_bytes());
     envelope.extend_from_slice(value);

@@ -60,6 +60,10 @@ pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usi
 impl Coordinator<'_> {
     fn run(mut self, commands: &Receiver<Command>, results: &Receiver<Done>) {
         loop {
+            // Commands first: what is ready at the same time is taken at random below.
+            if !commands.try_iter().all(|command| self.obey(command)) {
+                break;
+            }
             let timeout = self.go_on(Instant::now());
             let timeout = timeout.map_or_else(channel::never, channel::after);
             channel::select! {

@@ -196,11 +196,6 @@ impl Database {
             .sync(|| self.writing("writing", || self.system.insert(OPENED_KEY, &[]).map(drop)))
     }
 
-    /// Hands everything to the system.
-    pub(super) fn flush(&self) -> Result<()> {
-        self.writing("flushing", || self.db.flush().map(drop))
-    }
-
     pub(super) fn check_writable(&self) -> Result<()> {
         self.files().check_writable()
     }

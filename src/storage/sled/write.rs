@@ -61,9 +61,10 @@ impl Shared {
                         .and_then(|()| database.remove_raw(space, &key))
                 }
             };
-            match written {
+            match &written {
                 Ok(()) => digest.changed((space, &key), old.as_deref(), new.as_deref()),
-                Err(_) => digest.doubt(),
+                Err(error) if may_be_there(database, error) => digest.doubt(),
+                Err(_) => {}
             }
             keys.push((space, key));
             written.map(|()| true)
@@ -103,7 +104,7 @@ impl Shared {
                 written = digest.note_deletion(database, *index, stripe, &deleted);
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, bytes));
-            if written.is_err() {
+            if written.as_ref().is_err_and(|error| may_be_there(database, error)) {
                 digest.doubt();
             }
             for (key, old, new) in changes {
@@ -131,8 +132,14 @@ impl Shared {
         }
         if ends {
             self.ended.store(true, Ordering::Release);
-            database.flush()?;
+            database.sync()?;
         }
         Ok(())
     }
+}
+
+/// Whether a write that failed may have happened: not if it was refused for want of space before
+/// sled was asked. What sled refuses itself is noted.
+fn may_be_there(database: &Database, error: &Error) -> bool {
+    !matches!(error, Error::DiskFull { .. }) || database.files().failed().is_some()
 }
