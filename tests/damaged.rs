@@ -11,6 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,6 +205,16 @@ fn run(role: &str, place: &Place, older: &Path) -> std::process::Child {
         .unwrap()
 }
 
+/// A store that was closed, or whose process was killed.
+fn make(role: &str, place: &Place, older: &Path) {
+    let made = run(role, place, older).wait_with_output().unwrap();
+    let as_meant = match role {
+        "closed" => made.status.success(),
+        _ => made.status.signal() == Some(libc::SIGABRT),
+    };
+    assert!(as_meant, "{role}: {}", String::from_utf8_lossy(&made.stderr));
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     right: u64,
@@ -324,9 +335,7 @@ fn no_damage_goes_unnoticed() {
     for role in ["closed", "killed"] {
         let place = Place::new();
         let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        let ran = run(role, &place, &older).wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.success(), role == "closed", "{role}: {said}");
+        make(role, &place, &older);
         copy_dir(&place.data(), &good);
         let files: Vec<PathBuf> = common::contents(&good)
             .into_iter()
@@ -348,7 +357,8 @@ fn no_damage_goes_unnoticed() {
         silent.len()
     );
     assert!(silent.is_empty(), "seed {seed}:\n{}", silent.join("\n"));
-    assert!(right > 0 && refused > 0 && said > 0);
+    // Few trials may all miss what only one record notices.
+    assert!(right > 0 && refused > 0 && (said > 0 || trials < 1000));
 }
 
 /// A large page of sled's whose file is gone is passed over, and the page before it comes back.
@@ -357,7 +367,7 @@ fn a_page_whose_file_is_gone_is_noticed() {
     for role in ["closed", "killed"] {
         let place = Place::new();
         let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        run(role, &place, &older).wait_with_output().unwrap();
+        make(role, &place, &older);
         copy_dir(&place.data(), &good);
         // Some are of pages that were written anew since.
         let is_noticed = |blob: &PathBuf| {
