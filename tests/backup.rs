@@ -14,7 +14,7 @@ use byokv::{
     Suite, failpoint,
 };
 use common::{
-    Ended, Place, backup, check_filled, filled, filled_blinded, key_text, material, new_key,
+    Ended, Place, backup, check_filled, filled, filled_blinded, here, key_text, material, new_key,
     restore,
 };
 
@@ -206,7 +206,7 @@ fn what_returned_before_the_moment_is_in_it() {
     let store = place.open();
     let org = filled(&store, "acme", 50);
     let late = org.clone();
-    let hook = failpoint::on("backup.caught_up", "", move || {
+    let hook = here("backup.caught_up", move || {
         late.put("late", "1").unwrap();
         late.delete("n00007").unwrap();
         late.batch().put("n00008", "new").put("n00009", "new").commit().unwrap();

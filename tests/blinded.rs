@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use byokv::{Error, KeyState, OrgPolicy, RetirePolicy, Throttle, failpoint};
 use common::{
-    Ended, Place, all_under, blinded, check_filled, contents, escape, filled_blinded, key_text,
-    material, states, tamper,
+    Ended, Place, all_under, blinded, check_filled, contents, escape, filled_blinded, here,
+    key_text, material, states, tamper,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -298,7 +298,7 @@ fn erasing_residue_and_the_org_work_without_names() {
     // Retired only after the copy was begun: its names may lie in the new files.
     let (keys, org_too) = (store.keys(), org.clone());
     let rotated = Mutex::new(None);
-    let hook = failpoint::on("residue.copied", "", move || {
+    let hook = here("residue.copied", move || {
         keys.provision("acme", material(&key_text())).unwrap().ended();
         org_too.put("meanwhile", "x").unwrap();
         *rotated.lock().unwrap() = Some(());

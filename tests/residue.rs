@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use byokv::{CertificateKind, KeyVersion, OrgPolicy, RootKey, Store, failpoint};
-use common::{Ended, Place, check_filled, contents, filled, key_text, material};
+use common::{Ended, Place, check_filled, contents, filled, here, key_text, material};
 
 /// How many of the envelopes that lie under the first version can be found in the raw files.
 fn found(place: &Place, envelopes: &HashSet<[u8; 24]>) -> usize {
@@ -214,7 +214,7 @@ fn a_key_retired_during_the_search_is_not_certified() {
     drop(filled(&store, "acme", 100));
     store.keys().rotate_platform_key("acme").unwrap().ended();
     let inner = std::sync::Arc::downgrade(&store);
-    let hook = failpoint::on("residue.counted", "", move || {
+    let hook = here("residue.counted", move || {
         let store = inner.upgrade().unwrap();
         drop(filled(&store, "late", 100));
         store.sync().unwrap();
@@ -260,9 +260,7 @@ fn a_removal_that_fails_takes_its_copy_with_it() {
     let org = filled(&store, "acme", 300);
     let blocked = place.data().join("keyring.new");
     let in_the_way = blocked.clone();
-    let hook = failpoint::on("residue.frozen", "", move || {
-        std::fs::create_dir(&in_the_way).unwrap();
-    });
+    let hook = here("residue.frozen", move || std::fs::create_dir(&in_the_way).unwrap());
     store.erase_residue().unwrap_err();
     drop(hook);
     std::fs::remove_dir(&blocked).unwrap();

@@ -203,3 +203,18 @@ impl Held {
         self.release = None;
     }
 }
+
+/// An action at a point that has no org, on this thread alone: other tests of the process pass it
+/// too, on threads of theirs.
+#[cfg(debug_assertions)]
+pub(crate) fn here(
+    point: &'static str,
+    action: impl Fn() + Send + Sync + 'static,
+) -> failpoint::Installed {
+    let this = std::thread::current().id();
+    failpoint::on(point, "", move || {
+        if std::thread::current().id() == this {
+            action();
+        }
+    })
+}
