@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use byokv::{
     AuditEvent, BackupContents, BackupError, Error, KeyState, OrgPolicy, Origin, RootKey, Store,
-    Suite, failpoint,
+    Suite,
 };
 use common::{
     Ended, Place, backup, check_filled, filled, filled_blinded, here, key_text, material, new_key,
