@@ -185,6 +185,28 @@ fn a_reader_between_two_places_finds_the_record() {
     });
 }
 
+/// 6: a write brings the record to the new place behind a reader who looked there already, and no
+/// key changes meanwhile.
+#[test]
+fn a_write_that_passes_a_reader_is_found() {
+    let place = Place::new();
+    let store = place.open();
+    let org = filled_blinded(&store, "passed", 30);
+    // A pause outlives the rotation that it was asked of, so nothing moves by itself.
+    let ended = store.keys().rotate_platform_key("passed").unwrap();
+    ended.ended();
+    ended.pause().unwrap();
+    store.keys().rotate_platform_key("passed").unwrap();
+    let mut reading = Held::at("names.looked", "passed");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| org.get("n00007"));
+        reading.wait();
+        org.put("n00007", "new").unwrap();
+        reading.let_go();
+        assert_eq!(reader.join().unwrap().unwrap().as_deref(), Some(&b"new"[..]));
+    });
+}
+
 /// 6, with a snapshot from before the rotation, which does not know where the record is now; and
 /// with bytes from before it.
 #[test]
