@@ -179,7 +179,7 @@ impl Org {
                 self.engine.replace_all(vec![(places, envelope)])?;
                 true
             } else {
-                let (key, old) = (&places.newest, stored.as_deref());
+                let (key, old) = (&places.newest, stored.as_ref());
                 self.engine.storage.compare_and_swap(Space::Records, key, old, envelope)?
             };
             if swapped {

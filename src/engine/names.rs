@@ -207,6 +207,9 @@ impl Engine {
         keys: &OrgKeys,
         name: &[u8],
     ) -> Result<Option<Stored>> {
+        if !org.is_blinded() {
+            return org.with_key(name, |key| self.storage.get(Space::Records, key));
+        }
         let places = org.places(keys, name)?;
         match self.find_at(org, &places)? {
             None => places.all().map(|_| None),
@@ -313,10 +316,14 @@ impl Engine {
     pub(super) fn replace(
         &self,
         org: &OrgState,
+        keys: &OrgKeys,
         name: &[u8],
-        places: Places,
         envelope: Option<Vec<u8>>,
     ) -> Result<()> {
+        if !org.is_blinded() {
+            return org.with_key(name, |key| self.storage.put(Space::Records, key, envelope));
+        }
+        let places = org.places(keys, name)?.all()?;
         if places.older.is_empty() {
             return self.storage.put(Space::Records, &places.newest, envelope);
         }

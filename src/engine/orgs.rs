@@ -95,6 +95,20 @@ impl OrgState {
     pub(crate) fn key(&self, name: &[u8]) -> Vec<u8> {
         [self.id.as_bytes(), name].concat()
     }
+
+    /// Does something with that, without an allocation for names up to 112 bytes.
+    pub(super) fn with_key<T>(&self, name: &[u8], with: impl FnOnce(&[u8]) -> T) -> T {
+        let mut stack = [0; 128];
+        match stack.get_mut(..OrgId::LEN + name.len()) {
+            Some(key) => {
+                let (id, rest) = key.split_at_mut(OrgId::LEN);
+                id.copy_from_slice(self.id.as_bytes());
+                rest.copy_from_slice(name);
+                with(key)
+            }
+            None => with(&self.key(name)),
+        }
+    }
 }
 
 impl OrgKeys {

@@ -85,9 +85,6 @@ impl Nonce {
     /// Bytes leave the pool once. A forked child has the parent's pool in its memory, so
     /// the pool remembers its process and is thrown away in any other.
     pub(crate) fn draw() -> Result<Self> {
-        thread_local! {
-            static POOL: RefCell<Pool> = RefCell::new(Pool::empty());
-        }
         POOL.with_borrow_mut(Pool::draw)
     }
 
@@ -96,9 +93,20 @@ impl Nonce {
     }
 }
 
+/// For a thread of our own, which never forks, and so is in no child: its pool need not ask for
+/// the process, a system call for each nonce.
+pub(crate) fn this_thread_never_forks() {
+    POOL.with_borrow_mut(|pool| pool.may_fork = false);
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::new(Pool::empty());
+}
+
 struct Pool {
     bytes: Zeroizing<[u8; Pool::LEN]>,
     left: usize,
+    may_fork: bool,
     process: u32,
 }
 
@@ -107,11 +115,11 @@ impl Pool {
     const LEN: usize = 170 * NONCE_LEN;
 
     fn empty() -> Self {
-        Self { bytes: Zeroizing::new([0; Self::LEN]), left: 0, process: 0 }
+        Self { bytes: Zeroizing::new([0; Self::LEN]), left: 0, may_fork: true, process: 0 }
     }
 
     fn draw(&mut self) -> Result<Nonce> {
-        let process = std::process::id();
+        let process = if self.may_fork { std::process::id() } else { self.process };
         if self.left < NONCE_LEN || self.process != process {
             self.left = 0;
             material::random(self.bytes.as_mut_slice())?;

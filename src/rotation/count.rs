@@ -24,18 +24,20 @@ impl HeaderCount {
 
     /// Looks at the next records; `false` at the end.
     pub(crate) fn step(&mut self, engine: &Engine, org: &OrgState) -> Result<bool> {
-        for (key, stored) in self.cursor.chunk(engine, Self::STEP)? {
+        let census = &mut self.census;
+        self.cursor.step(engine, Self::STEP, |key, stored| {
             let header = Header::decode(&stored).ok().filter(|header| header.org == org.id);
-            let (Some(header), Some(place)) = (header, place(org, &key)) else {
-                self.census.malformed += 1;
-                continue;
+            let (Some(header), Some(place)) = (header, place(org, key)) else {
+                census.malformed += 1;
+                return true;
             };
-            *self.census.by_version.entry(header.version).or_default() += 1;
-            *self.census.by_suite.entry(header.suite).or_default() += 1;
+            *census.by_version.entry(header.version).or_default() += 1;
+            *census.by_suite.entry(header.suite).or_default() += 1;
             if let Some(version) = place {
-                *self.census.by_name_version.entry(version).or_default() += 1;
+                *census.by_name_version.entry(version).or_default() += 1;
             }
-        }
+            true
+        })?;
         Ok(!self.cursor.exhausted)
     }
 

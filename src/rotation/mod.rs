@@ -48,6 +48,8 @@ pub(crate) struct Rotations {
 struct Board {
     reports: HashMap<OrgId, Report>,
     settings: Settings,
+    /// Of whose rotation somebody wants to know how far it has got.
+    asked: BTreeSet<OrgId>,
     /// The target of the throttle that will be missed.
     missed: Option<Missed>,
 }
@@ -99,7 +101,12 @@ impl Rotations {
         let rotations = Arc::new(Self {
             engine,
             commands,
-            board: Mutex::new(Board { reports: HashMap::new(), settings, missed: None }),
+            board: Mutex::new(Board {
+                reports: HashMap::new(),
+                settings,
+                asked: BTreeSet::new(),
+                missed: None,
+            }),
             changed: Condvar::new(),
         });
         for org in rotations.engine.rotating() {
@@ -128,6 +135,7 @@ impl Rotations {
             report.blocked = None;
             if report.progress.phase == Phase::Done {
                 *report = Report::queued(&org.name);
+                board.asked.remove(&org.id);
             }
         }
         // The worker is gone only when the store is closed.
@@ -181,12 +189,20 @@ impl Rotations {
     }
 
     pub(crate) fn progress(&self, org: &OrgState) -> Option<Progress> {
-        let board = self.board();
+        let mut board = self.board();
         let mut progress = board.reports.get(&org.id)?.progress.clone();
+        if progress.phase != Phase::Done {
+            board.asked.insert(org.id);
+        }
         if progress.phase == Phase::Rewriting && !progress.paused {
             progress.warning = board.missed.as_ref().map(ToString::to_string);
         }
         Some(progress)
+    }
+
+    /// Whether the records that its rotation has left are worth counting.
+    fn is_asked(&self, org: OrgId) -> bool {
+        self.board().asked.contains(&org)
     }
 
     /// Keeps for [`progress`](Self::progress) which target will be missed.

@@ -78,32 +78,45 @@ impl Cursor {
 
     /// The next records, at most `most` and about `CHUNK_BYTES`; empty at the end.
     pub(super) fn chunk(&mut self, engine: &Engine, most: usize) -> Result<Vec<(Key, Stored)>> {
-        loop {
-            let chunk = self.part(engine, most)?;
-            match (chunk.last(), self.next.take_if(|_| chunk.is_empty())) {
-                (Some((key, _)), _) => self.range.0 = Bound::Excluded(key.to_vec()),
-                (None, Some(next)) => {
-                    self.range = next;
-                    continue;
-                }
-                (None, None) => self.exhausted = true,
-            }
-            return Ok(chunk);
-        }
-    }
-
-    fn part(&self, engine: &Engine, most: usize) -> Result<Vec<(Key, Stored)>> {
         let mut chunk = Vec::with_capacity(most);
         let mut bytes = 0;
-        for pair in engine.storage.scan(Space::Records, self.range.clone()) {
-            let (key, stored) = pair?;
+        self.step(engine, most, |key, stored| {
             bytes += stored.len();
-            chunk.push((key, stored));
-            if chunk.len() >= most || bytes >= CHUNK_BYTES {
-                break;
+            chunk.push((key.clone(), stored));
+            bytes < CHUNK_BYTES
+        })?;
+        Ok(chunk)
+    }
+
+    /// Gives the next records to `each`, at most `most` (at least one), until it says `false`;
+    /// none at the end.
+    pub(super) fn step(
+        &mut self,
+        engine: &Engine,
+        most: usize,
+        mut each: impl FnMut(&Key, Stored) -> bool,
+    ) -> Result<()> {
+        while !self.exhausted {
+            let (mut last, mut left) = (None, most);
+            let range = self.range.clone();
+            let ended = engine.storage.walk(Space::Records, range, &mut |key, stored| {
+                left = left.saturating_sub(1);
+                let more = each(&key, stored);
+                last = Some(key);
+                more && left > 0
+            })?;
+            match (last, ended) {
+                (Some(key), _) => {
+                    self.range.0 = Bound::Excluded(key.to_vec());
+                    break;
+                }
+                (None, _) => match self.next.take() {
+                    Some(next) => self.range = next,
+                    None => self.exhausted = true,
+                },
             }
         }
-        Ok(chunk)
+        Ok(())
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Progress {
     pub paused: bool,
     /// Records looked at in this phase.
     pub scanned: u64,
-    /// Records of the org, once they are counted.
+    /// Records of the org, once they are counted: that begins when progress is first asked for.
     pub total: Option<u64>,
     /// Records re-encrypted, over all restarts of the store.
     pub rewritten: u64,

@@ -226,10 +226,12 @@ impl Task {
         if self.survey.cursor.exhausted || self.paused || self.is_erasure {
             return false;
         }
-        match self.survey.cursor.chunk(engine, STEP) {
-            Ok(records) => self.survey.records += records.len() as u64,
-            Err(_) => self.survey.cursor.exhausted = true,
-        }
+        let Survey { cursor, records } = &mut self.survey;
+        let counted = cursor.step(engine, STEP, |_, _| {
+            *records += 1;
+            true
+        });
+        cursor.exhausted |= counted.is_err();
         true
     }
 

@@ -12,6 +12,7 @@ use super::task::{Step, Task};
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
 use crate::audit::now_unix_ms;
+use crate::envelope::suite;
 
 struct Coordinator<'a> {
     shared: &'a Rotations,
@@ -33,6 +34,7 @@ pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usi
         for _ in 0..workers {
             let (taken, finished) = (taken.clone(), finished.clone());
             scope.spawn(move |_| {
+                suite::this_thread_never_forks();
                 for job in taken {
                     if finished.send(job.run(&shared.engine)).is_err() {
                         break;
@@ -139,7 +141,8 @@ impl Coordinator<'_> {
         self.govern(&throttle, now);
         let limits = self.governor.limits(&throttle, self.workers);
         // How fast they must be taken is not known before they are counted.
-        if throttle.finish_by_unix_ms().is_some() && self.survey(&limits, now) {
+        let by_deadline = throttle.finish_by_unix_ms().is_some();
+        if by_deadline && self.survey(&limits, by_deadline, now) {
             return Some(self.pace.wait(now));
         }
         let mut idle = 0;
@@ -155,7 +158,7 @@ impl Coordinator<'_> {
             let pause = self.pace.wait(now);
             if self.outstanding >= self.workers * 2 || !pause.is_zero() {
                 // The threads have enough: time to count, or to wait.
-                if self.survey(&limits, now) {
+                if self.survey(&limits, by_deadline, now) {
                     return Some(Duration::ZERO);
                 }
                 return (!pause.is_zero()).then_some(pause.min(Governor::WINDOW));
@@ -211,14 +214,17 @@ impl Coordinator<'_> {
         self.shared.miss(self.governor.missed(), changed);
     }
 
-    /// Counts a little for the time left; `false` if there is nothing to count, or no time for
+    /// Counts a little for the time left, where somebody asked; `false` if there is nothing to count, or no time for
     /// it in the share that rotations have.
-    fn survey(&mut self, limits: &Limits, now: Instant) -> bool {
+    fn survey(&mut self, limits: &Limits, by_deadline: bool, now: Instant) -> bool {
         if limits.cores.is_finite() && !self.pace.wait(now).is_zero() {
             return false;
         }
-        let engine = &self.shared.engine;
-        let surveyed = self.tasks.iter_mut().any(|task| task.survey(engine));
+        let shared = self.shared;
+        let surveyed = self.tasks.iter_mut().any(|task| {
+            let wanted = by_deadline || shared.is_asked(task.org.id);
+            wanted && task.survey(&shared.engine)
+        });
         if surveyed {
             self.pace.worked(now, limits, now.elapsed());
         }

@@ -41,7 +41,7 @@ pub(crate) trait Storage: Send + Sync {
         &self,
         space: Space,
         key: &[u8],
-        old: Option<&[u8]>,
+        old: Option<&Stored>,
         new: Option<Vec<u8>>,
     ) -> Result<bool>;
 
@@ -49,6 +49,17 @@ pub(crate) trait Storage: Send + Sync {
     /// all of them or after all; who reads several keys may see some of the old ones and then
     /// some of the new.
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()>;
+
+    /// Gives the pairs of `range` to `each`, in key order, until that says `false`; whether it
+    /// came to the end. For some thousand pairs at a time: cheaper for each than a
+    /// [`scan`](Self::scan), and not followed by a replacement of the database, of which the walk
+    /// then gives what it held at that moment.
+    fn walk(
+        &self,
+        space: Space,
+        range: Range,
+        each: &mut dyn FnMut(Key, Stored) -> bool,
+    ) -> Result<bool>;
 
     /// Lazily, in key order. Keys written behind the iterator are not seen, keys ahead are.
     fn scan(&self, space: Space, range: Range) -> Pairs;

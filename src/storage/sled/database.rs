@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::Space;
 use super::border::{await_release, forget_cached, guarded, segment_size};
-use super::digest;
+use super::digest::{self, Prints};
 use super::files::Files;
 use super::keeper::Keeper;
 use super::keys::escape;
@@ -45,6 +45,13 @@ impl Deref for Stored {
     }
 }
 
+impl Stored {
+    /// With what the digest added.
+    pub(super) fn raw(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 pub(super) struct Database {
     db: sled::Db,
     records: sled::Tree,
@@ -59,7 +66,7 @@ impl Database {
         dir.join("db").exists()
     }
 
-    pub(super) fn open(dir: &Path, options: &SledOptions) -> Result<Self> {
+    pub(super) fn open(dir: &Path, options: &SledOptions, prints: &Arc<Prints>) -> Result<Self> {
         let millis = u64::try_from(options.flush_interval.as_millis()).unwrap_or(u64::MAX);
         let segment = segment_size(dir, options.segment_bytes);
         let config = sled::Config::new()
@@ -77,6 +84,13 @@ impl Database {
                 let db = config.open()?;
                 let records = db.open_tree("records")?;
                 let system = db.open_tree("system")?;
+                for tree in [&records, &system] {
+                    let prints = Arc::clone(prints);
+                    let merge = move |_: &[u8], old: Option<&[u8]>, new: &[u8]| {
+                        Some(prints.merge(old, new))
+                    };
+                    tree.set_merge_operator(merge);
+                }
                 // sled has freed segments up to where it goes on writing: this makes it write
                 // there, so that `Keeper::start` finds the place.
                 system.insert(OPENED_KEY, &[])?;
@@ -97,7 +111,7 @@ impl Database {
         }
     }
 
-    fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+    pub(super) fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         guarded(self.dir(), "reading", Some(&self.files().broken), f)
     }
 
@@ -146,6 +160,27 @@ impl Database {
         let tree = self.tree(space);
         self.admit(space, key, Some(value))?;
         self.writing("writing", || tree.insert(key, value).map(drop))
+    }
+
+    /// Writes one pair whose value lacks what [`Prints::merge`] adds.
+    pub(super) fn merge_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
+        let tree = self.tree(space);
+        self.admit(space, key, Some(value))?;
+        self.writing("writing", || tree.merge(key, value).map(drop))
+    }
+
+    /// Replaces exactly `old`; `false` if something else is there.
+    pub(super) fn swap_raw(
+        &self,
+        space: Space,
+        key: &[u8],
+        old: Option<&[u8]>,
+        new: Vec<u8>,
+    ) -> Result<bool> {
+        let tree = self.tree(space);
+        self.admit(space, key, Some(&new))?;
+        self.writing("writing", || tree.compare_and_swap(key, old, Some(new)))
+            .map(|swapped| swapped.is_ok())
     }
 
     pub(super) fn remove_raw(&self, space: Space, key: &[u8]) -> Result<()> {

@@ -8,12 +8,11 @@
 //! each value, and is taken out of the sum by what it replaced: each value says that too, and
 //! each deletion is noted. Layout and argument: `docs/design.md`.
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aes_gcm::aes::Aes256;
 use aes_gcm::aes::cipher::{BlockCipherEncrypt, KeyInit};
@@ -67,7 +66,7 @@ struct Count {
 }
 
 pub(super) struct Digest {
-    prints: Aes256,
+    prints: Arc<Prints>,
     seals: KeyMaterial,
     /// Held while a key of the stripe is read and written.
     stripes: [Mutex<Stripe>; STRIPES],
@@ -108,6 +107,57 @@ fn is_own(space: Space, key: &[u8]) -> bool {
     space == Space::System && own
 }
 
+/// Gives each value its number.
+pub(super) struct Prints(Aes256);
+
+impl Prints {
+    /// A value's number: of its last 16 bytes, which for all that the store writes are the tag
+    /// of an AEAD over value, name and a random nonce.
+    fn of(&self, value: &[u8]) -> u64 {
+        let mut block = [0; 16];
+        let last = &value[value.len().saturating_sub(16)..];
+        block[..last.len()].copy_from_slice(last);
+        let mut block = block.into();
+        self.0.encrypt_block(&mut block);
+        number(&block, 0)
+    }
+
+    /// What a value counts for in the sum as it was at the end of `epoch`.
+    fn as_of(&self, epoch: u64, stored: &[u8]) -> u64 {
+        match trailer(stored) {
+            (written, replaced) if written > epoch => replaced,
+            _ => self.of(plain(stored)),
+        }
+    }
+
+    /// sled's merge operator: `new`, which lacks the print of what it replaces, with that. So
+    /// the place of a value is looked for once, not to read it and again to write it.
+    pub(super) fn merge(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
+        let mut dressed = new.to_vec();
+        let print = old.map_or(0, |old| self.of(plain(old)));
+        REPLACED.set(print);
+        if let Some((rest, place)) = dressed.split_last_chunk_mut::<8>() {
+            let epoch = number(rest, rest.len().saturating_sub(8));
+            let replaced = match old.map(trailer) {
+                Some((written, replaced)) if written >= epoch => replaced,
+                _ => print,
+            };
+            *place = replaced.to_be_bytes();
+        }
+        dressed
+    }
+}
+
+thread_local! {
+    /// What the last merge of this thread took away.
+    static REPLACED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The print of what this thread's last merge replaced.
+pub(super) fn replaced_by_merge() -> u64 {
+    REPLACED.get()
+}
+
 impl Digest {
     /// Where the deletions of a stripe are noted.
     pub(super) fn deleted_key(stripe: usize) -> Vec<u8> {
@@ -117,7 +167,7 @@ impl Digest {
     pub(super) fn new(key: &KeyMaterial) -> Self {
         let prints = key.derive(&[LABEL, b" prints"]);
         Self {
-            prints: Aes256::new(prints.expose().into()),
+            prints: Arc::new(Prints(Aes256::new(prints.expose().into()))),
             seals: key.derive(&[LABEL, b" seals"]),
             stripes: std::array::from_fn(|_| Mutex::default()),
             sum: AtomicU64::new(0),
@@ -129,34 +179,20 @@ impl Digest {
         }
     }
 
-    /// A value's number: of its last 16 bytes, which for all that the store writes are the tag
-    /// of an AEAD over value, name and a random nonce.
-    fn print(&self, value: &[u8]) -> u64 {
-        let mut block = [0; 16];
-        let last = &value[value.len().saturating_sub(16)..];
-        block[..last.len()].copy_from_slice(last);
-        let mut block = block.into();
-        self.prints.encrypt_block(&mut block);
-        number(&block, 0)
-    }
-
-    /// What a value counts for in the sum as it was at the end of `epoch`.
-    fn as_of(&self, epoch: u64, stored: &[u8]) -> u64 {
-        match trailer(stored) {
-            (written, replaced) if written > epoch => replaced,
-            _ => self.print(plain(stored)),
-        }
+    /// For the databases that write what [`dress_when_written`](Self::dress_when_written) gives.
+    pub(super) fn prints(&self) -> &Arc<Prints> {
+        &self.prints
     }
 
     /// What a value counts for now.
-    fn now(&self, stored: Option<&[u8]>) -> u64 {
-        stored.map_or(0, |stored| self.print(plain(stored)))
+    pub(super) fn now(&self, stored: Option<&[u8]>) -> u64 {
+        stored.map_or(0, |stored| self.prints.of(plain(stored)))
     }
 
     pub(super) fn stripe_of(space: Space, key: &[u8]) -> usize {
-        let mut hasher = DefaultHasher::new();
-        (space, key).hash(&mut hasher);
-        usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0)
+        let mut hasher = crc32fast::Hasher::new_with_initial(space as u32);
+        hasher.update(key);
+        hasher.finalize() as usize % STRIPES
     }
 
     pub(super) fn lock(&self, stripe: usize) -> MutexGuard<'_, Stripe> {
@@ -166,9 +202,16 @@ impl Digest {
     /// `value` as it is to be stored in place of `old`. The key's stripe is locked.
     pub(super) fn dress(&self, mut value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let replaced = old.map_or(0, |old| self.as_of(epoch - 1, old));
+        let replaced = old.map_or(0, |old| self.prints.as_of(epoch - 1, old));
         value.extend_from_slice(&epoch.to_be_bytes());
         value.extend_from_slice(&replaced.to_be_bytes());
+        value
+    }
+
+    /// Likewise, where what is replaced is not known before sled writes: see [`Prints::merge`].
+    pub(super) fn dress_when_written(&self, mut value: Vec<u8>) -> Vec<u8> {
+        value.extend_from_slice(&self.epoch.load(Ordering::Acquire).to_be_bytes());
+        value.extend_from_slice(&[0; 8]);
         value
     }
 
@@ -180,29 +223,25 @@ impl Digest {
         database: &Database,
         stripe: usize,
         state: &mut Stripe,
-        olds: &[sled::IVec],
+        olds: &[&[u8]],
     ) -> Result<()> {
         let epoch = self.epoch.load(Ordering::Acquire);
         if state.epoch != epoch {
             *state = Stripe { epoch, deleted: 0 };
         }
-        let amounts = olds.iter().map(|old| self.as_of(epoch - 1, old));
+        let amounts = olds.iter().map(|old| self.prints.as_of(epoch - 1, old));
         let amount = amounts.fold(0, u64::wrapping_add);
-        let print = self.now(olds.first().map(AsRef::as_ref));
+        let print = self.now(olds.first().copied());
         let note = [epoch, state.deleted, amount, print].map(u64::to_be_bytes).concat();
         database.put_raw(Space::System, &Self::deleted_key(stripe), &note)?;
         state.deleted = state.deleted.wrapping_add(amount);
         Ok(())
     }
 
-    /// Takes over what was written. The key's stripe is still locked.
-    pub(super) fn changed(
-        &self,
-        (space, key): (Space, &[u8]),
-        old: Option<&[u8]>,
-        new: Option<&[u8]>,
-    ) {
-        let change = self.now(new).wrapping_sub(self.now(old));
+    /// Takes over that the key's value counts for `new` instead of `old`. The key's stripe is
+    /// still locked.
+    pub(super) fn changed(&self, (space, key): (Space, &[u8]), old: u64, new: u64) {
+        let change = new.wrapping_sub(old);
         self.sum.fetch_add(change, Ordering::AcqRel);
         if self.counting.load(Ordering::Acquire) {
             let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
@@ -299,7 +338,7 @@ impl Digest {
                     let print = self.now(Some(&stored));
                     amounts.remove(&print);
                     sum = sum.wrapping_add(print);
-                    then = then.wrapping_add(self.as_of(seal.epoch, &stored));
+                    then = then.wrapping_add(self.prints.as_of(seal.epoch, &stored));
                     newest = newest.max(trailer(&stored).0);
                 }
             }

@@ -4,7 +4,8 @@
 //! was handed to the system (`sync_file_range`). It does so by a deferred function of
 //! crossbeam-epoch's default collector (`pagecache/iobuf.rs`, `write_to_log`), which runs once
 //! every thread that was pinned when it was deferred has let go. So a thread of ours stays
-//! pinned, and lets go only after a sync that began later.
+//! pinned, and lets go only after a sync that began later. The collector is the whole process's:
+//! what others have put there waits as well, so the thread also lets go where nothing happens.
 //!
 //! The thread also flushes sled for all others: a flush may never end once a write of sled's has
 //! failed (it leaves a buffer that waits for its writer), and only this thread is lost then.
@@ -12,7 +13,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam_epoch::{Guard, LocalHandle, default_collector};
@@ -45,6 +46,8 @@ impl Keeper {
     /// many bytes, or after so long. With 8 MiB, buffered writes were slower and took more memory.
     const BYTES: u64 = 1 << 20;
     const LONGEST: Duration = Duration::from_millis(500);
+    /// Reading the log's segments may take one part in so many of the time.
+    const SHARE: u32 = 4;
 
     /// Opens sled by `open` once the thread is pinned.
     pub(super) fn start<T>(
@@ -182,33 +185,38 @@ struct Work {
 
 impl Work {
     fn run(mut self, written: &AtomicU64, asked: &Receiver<Ask>) {
-        let mut turned = Instant::now();
+        let (mut turned, mut wanted) = (Instant::now(), false);
         loop {
-            let left = Keeper::LONGEST.saturating_sub(turned.elapsed());
-            let due = match asked.recv_timeout(left) {
+            let rest = if wanted { self.pins.reading * Keeper::SHARE } else { Keeper::LONGEST };
+            let due_at = turned + rest.min(Keeper::LONGEST);
+            let due = match asked.recv_deadline(due_at) {
                 Ok(Ask::Sync(reply)) => {
                     let flushed =
                         guarded(self.files.dir(), "flushing", Some(&self.files.broken), || {
                             self.db.flush()
                         });
                     let _ = reply.send(flushed.and_then(|_| self.files.sync()));
-                    turned.elapsed() >= Keeper::LONGEST
+                    Instant::now() >= due_at
                 }
-                Ok(Ask::Turn) | Err(RecvTimeoutError::Timeout) => true,
+                Ok(Ask::Turn) => {
+                    wanted = true;
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => true,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            if !due {
+                continue;
+            }
+            (turned, wanted) = (Instant::now(), false);
             // After a refused sync it stays pinned: nothing is freed any more.
-            if due && self.files.check_writable().is_ok() {
-                turned = Instant::now();
-                if written.swap(0, Ordering::Relaxed) > 0
-                    && let Err(error) =
-                        self.pins.turn(&self.files, self.segment_size, &mut self.durable)
-                {
+            if self.files.check_writable().is_ok() {
+                written.store(0, Ordering::Relaxed);
+                let turn = self.pins.turn(&self.files, self.segment_size, &mut self.durable);
+                if let Err(error) = turn {
                     // Noted in `files` too, and met by the next write.
                     tracing::warn!(%error, "space is not used again for now");
                 }
-            } else if due {
-                turned = Instant::now();
             }
         }
         close(&self.files, self.db);
@@ -238,13 +246,36 @@ struct Pins {
     places: [LocalHandle; 2],
     held: Option<Guard>,
     next: usize,
+    /// What reading the log's segments took the last time.
+    reading: Duration,
+    /// The log as it was last seen to have changed.
+    seen: Option<(Stamp, Instant)>,
+    /// The log as a turn found and synced it, if it had not changed for long.
+    settled: Option<Stamp>,
 }
+
+/// What another write to the log changes, unless it comes within the same tick of the clock.
+type Stamp = (SystemTime, u64);
 
 impl Pins {
     fn new() -> Self {
         let places = [default_collector().register(), default_collector().register()];
         let held = Some(places[0].pin());
-        Self { places, held, next: 1 }
+        Self { places, held, next: 1, reading: Duration::ZERO, seen: None, settled: None }
+    }
+
+    /// Notes what the log looks like. Whether it has for so long that any write would show, be
+    /// the clock of the file system as coarse as 2 s.
+    fn look(&mut self, stamp: Stamp) -> bool {
+        const LONG: Duration = Duration::from_secs(3);
+
+        match self.seen {
+            Some((seen, since)) if seen == stamp => since.elapsed() >= LONG,
+            _ => {
+                self.seen = Some((stamp, Instant::now()));
+                false
+            }
+        }
     }
 
     /// 1. pinned anew: what is deferred from now on waits for the next turn;
@@ -254,9 +285,21 @@ impl Pins {
     /// 5. the older pin let go.
     ///
     /// If a step fails the older pin stays, and what is freed waits.
+    ///
+    /// sled frees something only after it has written to the log. If nothing was written since a
+    /// turn that found the log at rest, 1 and 5 are enough. The log must be looked at after 1, or
+    /// sled may write and free in between.
     fn turn(&mut self, files: &Files, segment_size: usize, durable: &mut Durable) -> Result<()> {
         let pinned = self.places[self.next].pin();
         let during = |e| Error::io("reading the log's segments", e);
+        let log = files.log().metadata().map_err(during)?;
+        let stamp = (log.modified().map_err(during)?, log.len());
+        let settles = self.look(stamp);
+        if self.settled == Some(stamp) {
+            self.hold(pinned);
+            return Ok(());
+        }
+        let start = Instant::now();
         let segments = log::segments(files.log(), segment_size).map_err(during)?;
         let size = i64::try_from(segment_size).unwrap_or(i64::MAX);
         let reached = match durable.noted() {
@@ -268,10 +311,60 @@ impl Pins {
             // segment on that it writes to.
             None => segments.last_key_value().map_or(0, |(lsn, _)| *lsn),
         };
+        self.reading = start.elapsed();
         files.sync()?;
         durable.note_in(files, Some(reached))?;
+        self.settled = settles.then_some(stamp);
+        self.hold(pinned);
+        Ok(())
+    }
+
+    /// Lets go of the older pin.
+    fn hold(&mut self, pinned: Guard) {
         self.held = Some(pinned);
         self.next = 1 - self.next;
-        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::{SledOptions, SledStorage, Storage};
+    use super::*;
+    use crate::material::KeyMaterial;
+    use crate::storage::Space;
+
+    /// The collector is the process's: whoever else uses it must not wait for our next write.
+    #[test]
+    fn what_others_deferred_is_done_while_the_store_rests() {
+        const LONGEST: Duration = Duration::from_secs(60);
+
+        let dir = tempfile::tempdir().unwrap();
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        };
+        let key = KeyMaterial::take(&mut [1; 32]);
+        let storage = SledStorage::open(&dir.path().join("db"), &options, &key, false).unwrap();
+        storage.begin().unwrap();
+        storage.put(Space::Records, b"a", Some(vec![1])).unwrap();
+        storage.sync().unwrap();
+        let start = Instant::now();
+        // The last ones are deferred once nothing has been written for long.
+        for rests in [Duration::ZERO, Duration::from_secs(5)] {
+            let done = Arc::new(AtomicBool::new(false));
+            while start.elapsed() < rests {
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            let in_time = Arc::clone(&done);
+            crossbeam_epoch::pin().defer(move || in_time.store(true, Ordering::Release));
+            while !done.load(Ordering::Acquire) {
+                assert!(start.elapsed() < LONGEST);
+                crossbeam_epoch::pin().flush();
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+        }
     }
 }

@@ -63,8 +63,8 @@ impl SledStorage {
         key: &KeyMaterial,
         thorough: bool,
     ) -> Result<Self> {
-        let database = Arc::new(Database::open(dir, options)?);
         let digest = Digest::new(key);
+        let database = Arc::new(Database::open(dir, options, digest.prints())?);
         let found = digest.find(&database, thorough)?;
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
@@ -109,7 +109,7 @@ impl Storage for SledStorage {
         &self,
         space: Space,
         key: &[u8],
-        old: Option<&[u8]>,
+        old: Option<&Stored>,
         new: Option<Vec<u8>>,
     ) -> Result<bool> {
         self.0.replace(space, key, new, Some(old))
@@ -117,6 +117,15 @@ impl Storage for SledStorage {
 
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()> {
         self.0.replace_all(space, writes)
+    }
+
+    fn walk(
+        &self,
+        space: Space,
+        range: Range,
+        each: &mut dyn FnMut(Key, Stored) -> bool,
+    ) -> Result<bool> {
+        scan::walk(&self.0.current(), space, range, each)
     }
 
     fn scan(&self, space: Space, range: Range) -> Pairs {
@@ -310,13 +319,18 @@ mod tests {
         storage.apply(Space::Records, vec![write("a", None)]).unwrap();
         assert!(storage.get(Space::Records, b"a").unwrap().is_none());
         assert!(storage.get(Space::System, b"b").unwrap().is_none());
-        let swap = |old: Option<&[u8]>, new: Option<&str>| {
+        let swap = |old: Option<&Stored>, new: Option<&str>| {
             let new = new.map(|new| new.as_bytes().to_vec());
             storage.compare_and_swap(Space::Records, b"b", old, new).unwrap()
         };
+        let now = || storage.get(Space::Records, b"b").unwrap();
         assert!(!swap(None, Some("3")));
-        assert!(swap(Some(b"2"), Some("3")));
-        assert!(swap(Some(b"3"), None));
+        let two = now();
+        assert!(swap(two.as_ref(), Some("3")));
+        assert!(!swap(two.as_ref(), Some("2")));
+        assert!(!swap(two.as_ref(), None));
+        assert!(swap(now().as_ref(), None));
+        assert!(!swap(two.as_ref(), Some("2")));
         assert!(swap(None, Some("4")));
         assert_eq!(storage.get(Space::Records, b"b").unwrap().unwrap().to_vec(), b"4");
     }

@@ -10,8 +10,10 @@ use super::{Range, Shared, Space, Stored};
 use crate::error::{Error, Result};
 
 /// A key as a walk hands it out: shared with sled unless it is written otherwise there.
+#[derive(Clone)]
 pub(crate) struct Key(Spelling);
 
+#[derive(Clone)]
 enum Spelling {
     Same(sled::IVec),
     Unescaped(Vec<u8>),
@@ -39,6 +41,37 @@ impl Deref for Key {
     }
 }
 
+fn raw((from, to): Range) -> RawRange {
+    let bound = |bound: Bound<Vec<u8>>| bound.map(|key| sled::IVec::from(&*escape(&key)));
+    (bound(from), bound(to))
+}
+
+fn foreign(database: &Database) -> Error {
+    let why = "there is a key that byokv never writes".to_owned();
+    Error::StorageDamaged { path: database.dir().to_owned(), why }
+}
+
+/// Gives pairs to `each` until that says `false`; whether it came to the end.
+pub(super) fn walk(
+    database: &Database,
+    space: Space,
+    range: Range,
+    each: &mut dyn FnMut(Key, Stored) -> bool,
+) -> Result<bool> {
+    let pairs = database.range(space, raw(range))?;
+    let ended = database.reading(|| {
+        for pair in pairs {
+            let (key, value) = pair?;
+            let Some(key) = Key::new(key) else { return Ok(None) };
+            if !each(key, Stored(value)) {
+                return Ok(Some(false));
+            }
+        }
+        Ok(Some(true))
+    })?;
+    ended.ok_or_else(|| foreign(database))
+}
+
 pub(super) struct Scan {
     shared: Arc<Shared>,
     space: Space,
@@ -50,9 +83,8 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    pub(super) fn new(shared: Arc<Shared>, space: Space, (from, to): Range) -> Self {
-        let bound = |bound: Bound<Vec<u8>>| bound.map(|key| sled::IVec::from(&*escape(&key)));
-        Self { shared, space, range: (bound(from), bound(to)), at: None, ended: false }
+    pub(super) fn new(shared: Arc<Shared>, space: Space, range: Range) -> Self {
+        Self { shared, space, range: raw(range), at: None, ended: false }
     }
 
     /// One step on the current database; if it was replaced since the last step, on a new
@@ -68,12 +100,8 @@ impl Scan {
         match self.iter().and_then(|(database, iter)| database.step(|| step(iter))) {
             Ok(Some((key, value))) => {
                 rest(&mut self.range, key.clone());
-                let Some(key) = Key::new(key) else {
-                    let why = "there is a key that byokv never writes".to_owned();
-                    let path = self.shared.current().dir().to_owned();
-                    return Some(Err(Error::StorageDamaged { path, why }));
-                };
-                Some(Ok((key, Stored(value))))
+                let found = Key::new(key).ok_or_else(|| foreign(&self.shared.current()));
+                Some(found.map(|key| (key, Stored(value))))
             }
             Ok(None) => {
                 self.ended = true;
@@ -88,12 +116,16 @@ impl Scan {
 
     fn iter(&mut self) -> Result<(&Database, &mut sled::Iter)> {
         let current = self.shared.current();
-        let is_current = |(_, database): &(_, Arc<Database>)| Arc::ptr_eq(database, &current);
-        let at = match self.at.take().filter(is_current) {
+        if !self.at.as_ref().is_some_and(|(_, database)| Arc::ptr_eq(database, &current)) {
+            self.at = None;
+        }
+        let (iter, database) = match &mut self.at {
             Some(at) => at,
-            None => (current.range(self.space, self.range.clone())?, Arc::clone(&current)),
+            none => {
+                let iter = current.range(self.space, self.range.clone())?;
+                none.insert((iter, Arc::clone(&current)))
+            }
         };
-        let (iter, database) = self.at.insert(at);
         Ok((database, iter))
     }
 }

@@ -5,18 +5,30 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::database::Database;
-use super::digest::{Digest, POSITION_KEY, plain};
+use super::digest::{self, Digest, POSITION_KEY};
 use super::keys::escape;
-use super::{Shared, Space, Write};
+use super::{Shared, Space, Stored, Write};
 use crate::error::{Error, Result};
 
-type Key = (Space, Vec<u8>);
+/// What is written while a copy is made.
+struct Notes {
+    copying: bool,
+    keys: Vec<(Space, Vec<u8>)>,
+}
+
+impl Notes {
+    fn add(&mut self, space: Space, key: &[u8]) {
+        if self.copying {
+            self.keys.push((space, key.to_vec()));
+        }
+    }
+}
 
 impl Shared {
     /// Writes, and notes what was written for a copy that is under way: after the write, so
     /// that who reads the note reads the new value. Whether there is a copy is asked once writes
     /// are let in: a copy that is begun later waits for this write before it looks at any key.
-    fn write<T>(&self, write: impl FnOnce(&Database, &mut Vec<Key>) -> Result<T>) -> Result<T> {
+    fn write<T>(&self, write: impl FnOnce(&Database, &mut Notes) -> Result<T>) -> Result<T> {
         let _allowed = self.writes.read().unwrap_or_else(PoisonError::into_inner);
         if self.ended.load(Ordering::Acquire) {
             return Err(Error::Closed);
@@ -24,10 +36,10 @@ impl Shared {
         let database = self.current();
         database.check_writable()?;
         let copying = self.copying.load(Ordering::Acquire);
-        let mut keys = Vec::new();
-        let outcome = write(&database, &mut keys);
+        let mut notes = Notes { copying, keys: Vec::new() };
+        let outcome = write(&database, &mut notes);
         if copying {
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).extend(notes.keys);
         }
         outcome
     }
@@ -38,36 +50,55 @@ impl Shared {
         space: Space,
         key: &[u8],
         new: Option<Vec<u8>>,
-        expected: Option<Option<&[u8]>>,
+        expected: Option<Option<&Stored>>,
     ) -> Result<bool> {
-        let key = escape(key).into_owned();
-        self.write(|database, keys| {
+        let key = escape(key);
+        self.write(|database, notes| {
             let digest = &self.digest;
             let index = Digest::stripe_of(space, &key);
             let mut stripe = digest.lock(index);
-            let old = database.get_raw(space, &key)?;
-            if expected.is_some_and(|expected| old.as_deref().map(plain) != expected) {
-                return Ok(false);
-            }
-            let new = new.map(|new| digest.dress(new, old.as_deref()));
-            let written = match (&new, &old) {
-                (None, None) => return Ok(true),
-                (Some(new), _) => database.put_raw(space, &key, new),
-                (None, Some(old)) => {
-                    keys.push((Space::System, Digest::deleted_key(index)));
-                    let olds = std::slice::from_ref(old);
+            let written = match (new, expected) {
+                (Some(new), None) => {
+                    let new = digest.dress_when_written(new);
+                    let print = digest.now(Some(&new));
+                    let written = database.merge_raw(space, &key, &new);
+                    written.map(|()| Some((digest::replaced_by_merge(), print)))
+                }
+                (Some(new), Some(expected)) => {
+                    let old = expected.map(Stored::raw);
+                    let new = digest.dress(new, old);
+                    let prints = (digest.now(old), digest.now(Some(&new)));
+                    let swapped = database.swap_raw(space, &key, old, new);
+                    swapped.map(|swapped| swapped.then_some(prints))
+                }
+                (None, expected) => {
+                    let old = database.get_raw(space, &key)?;
+                    let old = old.as_deref();
+                    if expected.is_some_and(|expected| expected.map(Stored::raw) != old) {
+                        return Ok(false);
+                    }
+                    let Some(old) = old else { return Ok(true) };
+                    notes.add(Space::System, &Digest::deleted_key(index));
+                    let prints = (digest.now(Some(old)), 0);
                     digest
-                        .note_deletion(database, index, &mut stripe, olds)
+                        .note_deletion(database, index, &mut stripe, &[old])
                         .and_then(|()| database.remove_raw(space, &key))
+                        .map(|()| Some(prints))
                 }
             };
             match &written {
-                Ok(()) => digest.changed((space, &key), old.as_deref(), new.as_deref()),
-                Err(error) if may_be_there(database, error) => digest.doubt(),
+                Ok(Some((old, new))) => digest.changed((space, &key), *old, *new),
+                Ok(None) => return Ok(false),
+                // Where not even the old value can be read, sled got no further than that.
+                Err(error)
+                    if may_be_there(database, error) && database.get_raw(space, &key).is_ok() =>
+                {
+                    digest.doubt();
+                }
                 Err(_) => {}
             }
-            keys.push((space, key));
-            written.map(|()| true)
+            notes.add(space, &key);
+            written.map(|_| true)
         })
     }
 
@@ -75,7 +106,7 @@ impl Shared {
     pub(super) fn replace_all(&self, space: Space, writes: Vec<Write>) -> Result<()> {
         let writes: BTreeMap<Vec<u8>, _> =
             writes.into_iter().map(|w| (escape(&w.key).into_owned(), w.value)).collect();
-        self.write(|database, keys| {
+        self.write(|database, notes| {
             let digest = &self.digest;
             // In ascending order, so that two batches never wait for each other.
             let indexes: BTreeMap<usize, ()> =
@@ -100,7 +131,8 @@ impl Shared {
             }
             let mut written = Ok(());
             if let (false, Some((index, stripe))) = (deleted.is_empty(), stripes.first_mut()) {
-                keys.push((Space::System, Digest::deleted_key(*index)));
+                notes.add(Space::System, &Digest::deleted_key(*index));
+                let deleted: Vec<&[u8]> = deleted.iter().map(AsRef::as_ref).collect();
                 written = digest.note_deletion(database, *index, stripe, &deleted);
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, bytes));
@@ -109,9 +141,13 @@ impl Shared {
             }
             for (key, old, new) in changes {
                 if written.is_ok() {
-                    digest.changed((space, &key), old.as_deref(), new.as_deref());
+                    digest.changed(
+                        (space, &key),
+                        digest.now(old.as_deref()),
+                        digest.now(new.as_deref()),
+                    );
                 }
-                keys.push((space, key));
+                notes.add(space, &key);
             }
             written
         })
