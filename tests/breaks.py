@@ -34,8 +34,8 @@ BREAKS = [
      "        self.replace(org, &keys, name, envelope)?;",
      "--test invariants raw_files"),
     ("2 the version of one snapshot, the key of another", "src/engine/mod.rs",
-     "org: self.org, version: self.active };",
-     "org: self.org, version: self.slots[0].version };",
+     "org: self.org, version: self.active }\n",
+     "org: self.org, version: self.slots[0].version }\n",
      "--test invariants"),
     ("3 values under a key that is not on disk yet", "src/engine/change.rs",
      "        match ring.file.save(root.as_ref().unwrap_or(&ring.root), &next) {",
@@ -99,11 +99,7 @@ BREAKS = [
      "if self.tally.unreadable > 0 {", "if false {",
      "--test invariants a_damaged"),
     ("7 a current header is believed unopened", "src/rotation/pass.rs",
-     "        let opened = name.as_ref().map_err(Error::clone).and_then(|name| keys.open(name, &stored));\n        let header = keys.header(&stored);",
-     "        let header = keys.header(&stored);\n"
-     "        if header.as_ref().is_ok_and(|header| keys.is_current(header)) {\n"
-     "            tally.current += 1;\n            return Ok(());\n        }\n"
-     "        let opened = name.as_ref().map_err(Error::clone).and_then(|name| keys.open(name, &stored));",
+     "keys.open(name, &stored).map(|_| None)", "Ok(None)",
      "--test damage a_header"),
     ("8 the count is not asked", "src/rotation/retire.rs",
      "!census.names_version(*version);", "census.names_version(*version) || version.get() > 0;",

@@ -188,11 +188,41 @@ impl Engine {
 impl OrgKeys {
     /// Seals under the active version.
     pub(crate) fn seal(&self, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
-        let slot = self.sealing()?;
-        let header = Header { suite: self.suite, org: self.org, version: self.active };
+        let (slot, header) = (self.sealing()?, self.sealing_header());
         let envelope = envelope::seal(slot.key(self.suite), &header, name, value)?;
         slot.counters.sealed();
         Ok(envelope)
+    }
+
+    fn sealing_header(&self) -> Header {
+        Header { suite: self.suite, org: self.org, version: self.active }
+    }
+
+    /// Opens under what the header names and seals under the active version. The inner error is
+    /// one of [`open`](Self::open): the record's.
+    pub(crate) fn reseal(&self, name: &[u8], stored: &[u8]) -> Result<Result<Vec<u8>>> {
+        let header = self.header(stored).map_err(|fault| self.damaged(name, fault));
+        let opening = header.and_then(|header| {
+            let (key, counters) = self.opening(&header, name)?;
+            Ok((key, counters))
+        });
+        let (from, counters) = match opening {
+            Ok(opening) => opening,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (slot, header) = (self.sealing()?, self.sealing_header());
+        let to = (slot.key(self.suite), &header);
+        Ok(match envelope::reseal((from, stored), to, name)? {
+            Ok(envelope) => {
+                counters.opened();
+                slot.counters.sealed();
+                Ok(envelope)
+            }
+            Err(fault) => {
+                counters.failed();
+                Err(self.damaged(name, fault))
+            }
+        })
     }
 
     /// Opens under exactly the version and suite that the envelope's header names.

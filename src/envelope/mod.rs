@@ -10,6 +10,7 @@ mod value;
 use std::fmt;
 
 pub use value::Value;
+use zeroize::zeroize_bytes;
 
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId, Suite};
@@ -123,14 +124,63 @@ pub(crate) fn seal(key: &SuiteKey, header: &Header, name: &[u8], value: &[u8]) -
 
 /// Opens an envelope whose header was decoded to find `key`.
 pub(crate) fn open(key: &SuiteKey, name: &[u8], envelope: &[u8]) -> Result<Value, Fault> {
-    let short = Fault::TooShort(envelope.len());
-    let (header, rest) = envelope.split_first_chunk::<HEADER_LEN>().ok_or(short)?;
-    let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(short)?;
-    let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(short)?;
-    let mut value = Value::from(ciphertext.to_vec());
-    with_associated_data(header, name, |ad| key.open_in_place(nonce, ad, value.as_mut(), tag))
-        .map_err(|_| Fault::Tag)?;
+    let parts = Parts::of(envelope)?;
+    let mut value = Value::from(parts.ciphertext.to_vec());
+    parts.open(key, name, value.as_mut())?;
     Ok(value)
+}
+
+/// Seals what an envelope holds anew: opened with `from`, sealed with `to` under `header`, in one
+/// buffer that holds the value only in between.
+pub(crate) fn reseal(
+    (from, envelope): (&SuiteKey, &[u8]),
+    (to, header): (&SuiteKey, &Header),
+    name: &[u8],
+) -> Result<Result<Vec<u8>, Fault>> {
+    let parts = match Parts::of(envelope) {
+        Ok(parts) => parts,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let nonce = Nonce::draw()?;
+    let header = header.encode();
+    let mut resealed = Vec::with_capacity(envelope.len() + STORAGE_ROOM);
+    resealed.extend_from_slice(&header);
+    resealed.extend_from_slice(nonce.as_bytes());
+    resealed.extend_from_slice(parts.ciphertext);
+    let buffer = &mut resealed[HEADER_LEN + NONCE_LEN..];
+    if let Err(fault) = parts.open(from, name, buffer) {
+        zeroize_bytes(buffer);
+        return Ok(Err(fault));
+    }
+    let tag = with_associated_data(&header, name, |ad| to.seal_in_place(nonce, ad, buffer));
+    resealed.extend_from_slice(&tag);
+    Ok(Ok(resealed))
+}
+
+/// An envelope taken apart.
+struct Parts<'a> {
+    header: &'a [u8; HEADER_LEN],
+    nonce: &'a [u8; NONCE_LEN],
+    ciphertext: &'a [u8],
+    tag: &'a [u8; TAG_LEN],
+}
+
+impl<'a> Parts<'a> {
+    fn of(envelope: &'a [u8]) -> Result<Self, Fault> {
+        let short = Fault::TooShort(envelope.len());
+        let (header, rest) = envelope.split_first_chunk().ok_or(short)?;
+        let (nonce, rest) = rest.split_first_chunk().ok_or(short)?;
+        let (ciphertext, tag) = rest.split_last_chunk().ok_or(short)?;
+        Ok(Self { header, nonce, ciphertext, tag })
+    }
+
+    /// Opens `buffer`, a copy of the ciphertext, in place.
+    fn open(&self, key: &SuiteKey, name: &[u8], buffer: &mut [u8]) -> Result<(), Fault> {
+        with_associated_data(self.header, name, |ad| {
+            key.open_in_place(self.nonce, ad, buffer, self.tag)
+        })
+        .map_err(|_| Fault::Tag)
+    }
 }
 
 /// Associated data = label ‖ header ‖ length of name (4 bytes) ‖ name, without an allocation
@@ -242,6 +292,24 @@ mod tests {
         let mut foreign = header(Suite::Xaes256Gcm);
         foreign.org = OrgId::from_bytes([8; 16]);
         assert_eq!(open(&foreign.key(&material()), b"n", &envelope).err(), Some(Fault::Tag));
+    }
+
+    #[test]
+    fn resealing_opens_under_the_new_key_alone() {
+        for (old, new) in [(Suite::ALL[0], Suite::ALL[1]), (Suite::ALL[1], Suite::ALL[0])] {
+            let (old, mut new) = (header(old), header(new));
+            new.version = KeyVersion::new(2).unwrap();
+            let (from, to) = (old.key(&material()), new.key(&material()));
+            let mut envelope = seal(&from, &old, b"n", b"value").unwrap();
+            let resealed = reseal((&from, &envelope), (&to, &new), b"n").unwrap().unwrap();
+            assert_eq!(Header::decode(&resealed), Ok(new));
+            assert!(open(&to, b"n", &resealed).unwrap() == b"value"[..]);
+            assert_eq!(open(&from, b"n", &resealed).err(), Some(Fault::Tag));
+            assert_ne!(resealed[HEADER_LEN..46], envelope[HEADER_LEN..46], "a nonce of its own");
+            envelope[50] ^= 1;
+            let damaged = reseal((&from, &envelope), (&to, &new), b"n").unwrap();
+            assert_eq!(damaged, Err(Fault::Tag));
+        }
     }
 
     proptest! {

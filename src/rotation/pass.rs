@@ -230,17 +230,21 @@ fn rewrite(
         // version it was sealed under can be replaced.
         let keys = org.gate.enter();
         let name = keys.name(org, key);
-        let opened = name.as_ref().map_err(Error::clone).and_then(|name| keys.open(name, &stored));
         let header = keys.header(&stored);
-        match (&name, opened, header) {
-            (Ok(_), Ok(_), Ok(header))
-                if keys.is_current(&header) && keys.is_newest_place(org, key) =>
-            {
+        let is_current = header.is_ok_and(|header| keys.is_current(&header));
+        let resealed = match &name {
+            Err(error) => Err(error.clone()),
+            Ok(name) if is_current && keys.is_newest_place(org, key) => {
+                keys.open(name, &stored).map(|_| None)
+            }
+            Ok(name) => keys.reseal(name, &stored)?.map(Some),
+        };
+        match (&name, resealed, header) {
+            (_, Ok(None), _) => {
                 tally.current += 1;
                 return Ok(());
             }
-            (Ok(name), Ok(value), Ok(header)) => {
-                let envelope = keys.seal(name, &value)?;
+            (Ok(name), Ok(Some(envelope)), Ok(header)) => {
                 failpoint::reach("rewrite.sealed", &org.name);
                 match engine.move_record(org, &keys, (name, key), &stored, envelope)? {
                     Moved::Yes => {
@@ -271,7 +275,7 @@ fn rewrite(
                     return Ok(());
                 }
             }
-            (_, Ok(_), _) => debug_assert!(false, "opened without a header or a name"),
+            (_, Ok(Some(_)), _) => debug_assert!(false, "opened without a header or a name"),
         }
         drop(keys);
         match engine.storage.get(Space::Records, key)? {
