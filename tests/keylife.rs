@@ -5,6 +5,8 @@
 mod common;
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{
@@ -54,6 +56,32 @@ fn a_key_is_held_until_it_is_released_by_hand() {
     check_filled(&store.org("acme").unwrap(), 100);
     let events = events(&store);
     assert!(events.contains(&AuditEvent::KeyHeld) && events.contains(&AuditEvent::KeyReleased));
+}
+
+/// Found by reading: who waited was sent to the operator, who had given his word meanwhile.
+#[test]
+fn a_word_that_comes_before_the_hold_is_reported_counts() {
+    let place = Place::new();
+    let store = place.open();
+    for round in 0..20 {
+        let name = format!("acme{round}");
+        filled(&store, &name, 3);
+        store.keys().set_policy(&name, policy(RetirePolicy::Manual)).unwrap();
+        let (keys, org) = (store.keys(), name.clone());
+        let (asking, asked) = (AtomicBool::new(false), Arc::new(AtomicBool::new(false)));
+        let given = Arc::clone(&asked);
+        let hook = failpoint::on("keyring.published", &name, move || {
+            if !asking.swap(true, Ordering::SeqCst) {
+                // Refused until the worker has noted the hold.
+                given.fetch_or(keys.retire(&org).is_ok(), Ordering::SeqCst);
+                asking.store(false, Ordering::SeqCst);
+            }
+        });
+        let rotation = store.keys().provision(&name, material(&key_text())).unwrap();
+        rotation.ended();
+        assert!(asked.load(Ordering::SeqCst));
+        drop(hook);
+    }
 }
 
 /// Found by the model: a held key stayed until a restart or an operator's word.

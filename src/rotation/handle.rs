@@ -70,7 +70,8 @@ impl Rotation {
         self.rotations.progress(&self.org).unwrap_or_else(queued)
     }
 
-    /// Stops after the chunks in hand, until [`resume`](Self::resume), also over a restart.
+    /// Stops after the chunks in hand, until [`resume`](Self::resume), also over a restart; later
+    /// rotations of the org wait for that too.
     ///
     /// # Errors
     /// [`Error::OrgErased`]; disk errors of the machine: it pauses, but not over a restart.

@@ -69,11 +69,15 @@ struct Report {
     progress: Progress,
     /// Why the rotation cannot end; cleared when it is resumed.
     blocked: Option<Error>,
+    /// Which waking it comes after.
+    woken: u64,
 }
 
 enum Command {
     /// The org's keyring entry may have changed, or what blocked it may be mended.
-    Wake(Arc<OrgState>),
+    ///
+    /// Counted for each org: what is reported before a waking was seen says nothing about it.
+    Wake(Arc<OrgState>, u64),
     /// The org's keys are destroyed; its records are to go.
     Erase(Arc<OrgState>),
     Pause(OrgId, bool),
@@ -126,20 +130,23 @@ impl Rotations {
     }
 
     pub(crate) fn wake(&self, org: &Arc<OrgState>) {
-        {
+        let woken = {
             let mut board = self.board();
             let paused = board.settings.paused.contains(&org.id);
             let report = board.reports.entry(org.id);
             let report = report.or_insert_with(|| Report::queued(&org.name));
             report.progress.paused = paused;
             report.blocked = None;
+            report.woken += 1;
+            let woken = report.woken;
             if report.progress.phase == Phase::Done {
-                *report = Report::queued(&org.name);
+                *report = Report { woken, ..Report::queued(&org.name) };
                 board.asked.remove(&org.id);
             }
-        }
+            woken
+        };
         // The worker is gone only when the store is closed.
-        let _ = self.commands.send(Command::Wake(Arc::clone(org)));
+        let _ = self.commands.send(Command::Wake(Arc::clone(org), woken));
     }
 
     pub(crate) fn erase(&self, org: &Arc<OrgState>) {
@@ -229,16 +236,20 @@ impl Rotations {
     /// Puts a report on the board and wakes those who wait for it.
     fn report(&self, org: OrgId, report: Report) {
         let mut board = self.board();
-        let paused = board.reports.get(&org).is_some_and(|old| old.progress.paused);
+        let old = board.reports.get(&org);
+        let paused = old.is_some_and(|old| old.progress.paused);
         let progress = Progress { paused, ..report.progress };
-        board.reports.insert(org, Report { progress, ..report });
+        // Somebody did something about it meanwhile, which the worker has yet to see.
+        let woken = old.map_or(0, |old| old.woken);
+        let blocked = report.blocked.filter(|_| report.woken == woken);
+        board.reports.insert(org, Report { progress, blocked, woken });
         self.changed.notify_all();
     }
 }
 
 impl Report {
     fn queued(org: &str) -> Self {
-        Self { progress: Progress::queued(org), blocked: None }
+        Self { progress: Progress::queued(org), blocked: None, woken: 0 }
     }
 }
 

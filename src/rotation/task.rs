@@ -27,6 +27,7 @@ pub(super) struct Task {
     pub(super) org: Arc<OrgState>,
     pub(super) paused: bool,
     pub(super) is_erasure: bool,
+    pub(super) woken: u64,
     stage: Stage,
     retry_delay: Duration,
     /// `None` until it is read from the database.
@@ -98,6 +99,7 @@ impl Task {
             stage: Stage::Rewriting { pass: Pass::new(&org), fault: None },
             paused: false,
             is_erasure: false,
+            woken: 0,
             retry_delay: FIRST_RETRY,
             rewritten: None,
             survey: Survey::new(&org),
@@ -113,7 +115,8 @@ impl Task {
     }
 
     /// The keyring changed, or somebody asked to try again.
-    pub(super) fn wake(&mut self) {
+    pub(super) fn wake(&mut self, woken: u64) {
+        self.woken = woken;
         use Stage::{Blocked, Done, Held, Waiting};
         if matches!(self.stage, Waiting { .. } | Blocked { .. } | Done { .. } | Held { .. }) {
             self.start_pass();
@@ -417,7 +420,7 @@ impl Task {
                 progress.scanned = *records;
             }
         }
-        Report { progress, blocked }
+        Report { progress, blocked, woken: self.woken }
     }
 }
 

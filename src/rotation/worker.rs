@@ -101,7 +101,7 @@ impl Coordinator<'_> {
                 if let Some(task) = self.tasks.iter_mut().find(pausable) {
                     task.paused = paused;
                     if !paused {
-                        task.wake();
+                        task.wake(task.woken);
                     }
                     self.shared.report(org, task.report());
                 }
@@ -110,10 +110,11 @@ impl Coordinator<'_> {
                 self.tasks.retain(|task| task.org.id != org.id);
                 self.tasks.push_back(Task::erasing(org));
             }
-            Command::Wake(org) => match self.tasks.iter_mut().find(|task| task.org.id == org.id) {
-                Some(task) => task.wake(),
+            Command::Wake(org, woken) => match self.tasks.iter_mut().find(|t| t.org.id == org.id) {
+                Some(task) => task.wake(woken),
                 None => {
                     let mut task = Task::new(org);
+                    task.woken = woken;
                     task.paused = self.shared.is_paused(task.org.id);
                     self.tasks.push_back(task);
                 }
