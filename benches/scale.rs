@@ -3,7 +3,9 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_precision_loss)]
 
+use std::fs;
 use std::hint::black_box;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use byokv::{KeyMaterial, Options, Org, OrgPolicy, RootKey, Store};
@@ -29,6 +31,17 @@ impl Place {
     fn open(&self) -> Store {
         let root = RootKey::from_material(KeyMaterial::from_base64(ROOT).unwrap());
         Options::new().cache_bytes(CACHE).open(self.0.path().join("data"), root).unwrap()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in walkdir::WalkDir::new(from).min_depth(1) {
+        let entry = entry.unwrap();
+        let to = to.join(entry.path().strip_prefix(from).unwrap());
+        match entry.file_type().is_dir() {
+            true => fs::create_dir(to).unwrap(),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
     }
 }
 
@@ -126,7 +139,13 @@ fn many_records(records: usize) {
     });
     row("load", time, space(&store));
     drop(org);
+    // What a kill leaves, without one: what a copy holds was not closed.
+    let killed = Place::new();
+    copy(place.0.path(), killed.0.path());
     store.close().unwrap();
+    let (time, store) = timed(|| killed.open());
+    row("open after a kill", time, space(&store));
+    drop((store, killed));
     let (time, store) = timed(|| place.open());
     row("open", time, space(&store));
     let rotate = || store.keys().rotate_platform_key("org").unwrap().wait().unwrap();
