@@ -24,14 +24,14 @@ BREAKS = [
      'write!(f, "KeyMaterial({})", self.fingerprint())', 'write!(f, "KeyMaterial({:?})", self.0)',
      "--test secrets"),
     ("1 an event holds the value", "src/engine/mod.rs",
-     "        let keys = org.gate.enter();\n        let envelope",
+     "        let keys = org.gate.enter();\n        let places = org.hidden",
      "        let keys = org.gate.enter();\n        tracing::trace!(value = %String::from_utf8_lossy(value.unwrap_or_default()));\n"
-     "        let envelope",
+     "        let places = org.hidden",
      "--test secrets"),
     ("1 the value is stored in clear too", "src/engine/mod.rs",
-     "        self.replace(org, &keys, name, envelope)?;",
+     "        self.replace(org, name, places, envelope)?;",
      "        self.storage.put(Space::System, name, value.map(<[u8]>::to_vec))?;\n"
-     "        self.replace(org, &keys, name, envelope)?;",
+     "        self.replace(org, name, places, envelope)?;",
      "--test invariants raw_files"),
     ("2 the version of one snapshot, the key of another", "src/engine/mod.rs",
      "org: self.org, version: self.active }\n",
@@ -46,10 +46,10 @@ BREAKS = [
      "--test order a_key"),
     ("4 a writer leaves the gate before its insert", "src/engine/mod.rs",
      '        failpoint::reach("put.sealed", &org.name);\n'
-     "        self.replace(org, &keys, name, envelope)?;",
-     "        let snapshot = org.gate.snapshot();\n        drop(keys);\n        let keys = ();\n"
+     "        self.replace(org, name, places, envelope)?;",
+     "        drop(keys);\n        let keys = ();\n"
      '        failpoint::reach("put.sealed", &org.name);\n'
-     "        self.replace(org, &snapshot, name, envelope)?;",
+     "        self.replace(org, name, places, envelope)?;",
      "--test invariants a_writer"),
     ("4 replacing waits for nobody", "src/gate.rs",
      "        *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);\n"

@@ -46,7 +46,7 @@ fn a_deadline_that_cannot_be_kept_is_told_before_it_is_over() {
 /// Time enough: it takes its time, and is done before.
 #[test]
 fn a_rotation_that_has_time_takes_it_and_ends_before_the_deadline() {
-    const TIME: Duration = Duration::from_secs(8);
+    const TIME: Duration = Duration::from_secs(12);
     let place = Place::new();
     let store = place.open();
     filled(&store, "acme", 2000);

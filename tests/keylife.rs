@@ -319,7 +319,7 @@ fn an_erasure_killed_at_each_point_ends_by_itself() {
 fn a_due_platform_key_gives_way_to_a_key_that_is_brought() {
     let place = Place::new();
     let policy = OrgPolicy::byok().with_rotation_after_records(1);
-    let store = std::sync::Arc::new(
+    let store = Arc::new(
         Options::new()
             .sync_interval(Duration::from_millis(20))
             .open(place.data(), place.root_key())
@@ -327,7 +327,7 @@ fn a_due_platform_key_gives_way_to_a_key_that_is_brought() {
     );
     let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
     org.put("a", "b").unwrap();
-    let (text, inner) = (key_text(), std::sync::Arc::downgrade(&store));
+    let (text, inner) = (key_text(), Arc::downgrade(&store));
     let brought = material(&text).fingerprint();
     let (done, is_done) = std::sync::mpsc::channel();
     let once = std::sync::Mutex::new(Some((text, done)));
@@ -347,7 +347,7 @@ fn a_due_platform_key_gives_way_to_a_key_that_is_brought() {
     org.durable().put("c", "d").unwrap();
     store.keys().set_policy("acme", OrgPolicy::byok()).unwrap();
     drop(org);
-    let store = std::sync::Arc::into_inner(store).unwrap();
+    let store = Arc::into_inner(store).unwrap();
     store.close().unwrap();
     let versions = place.open().keys().status("acme").unwrap().versions;
     assert_eq!((versions.len(), versions[1].fingerprint), (2, brought), "{versions:?}");

@@ -174,9 +174,10 @@ impl Engine {
     /// Seals and writes, or deletes, one record inside the org's gate.
     pub(crate) fn write(&self, org: &OrgState, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         let keys = org.gate.enter();
+        let places = org.hidden_places(&keys, name)?;
         let envelope = value.map(|value| self.seal(&keys, name, value)).transpose()?;
         failpoint::reach("put.sealed", &org.name);
-        self.replace(org, &keys, name, envelope)?;
+        self.replace(org, name, places, envelope)?;
         // Inside the gate: at a standstill every write that returned has told the watches.
         org.watchers.changed(name);
         drop(keys);

@@ -109,6 +109,11 @@ impl OrgState {
         }
     }
 
+    /// Likewise for who writes, if the name is blinded: a clear one has one place.
+    pub(super) fn hidden_places(&self, keys: &OrgKeys, name: &[u8]) -> Result<Option<Places>> {
+        if self.is_blinded() { self.places(keys, name)?.all().map(Some) } else { Ok(None) }
+    }
+
     /// Looks for a record with one snapshot taken before. A blinded one that is not found may
     /// have moved to a place that the snapshot does not know, if that was replaced meanwhile:
     /// then it is looked for again (invariant 6).
@@ -312,18 +317,18 @@ impl Engine {
         Ok(removed)
     }
 
-    /// Puts an envelope to the newest place, or nothing, and takes away what lies at others.
+    /// Puts an envelope to the newest place, or nothing, and takes away what lies at others. No
+    /// places for a clear name.
     pub(super) fn replace(
         &self,
         org: &OrgState,
-        keys: &OrgKeys,
         name: &[u8],
+        places: Option<Places>,
         envelope: Option<Vec<u8>>,
     ) -> Result<()> {
-        if !org.is_blinded() {
+        let Some(places) = places else {
             return org.with_key(name, |key| self.storage.put(Space::Records, key, envelope));
-        }
-        let places = org.places(keys, name)?.all()?;
+        };
         if places.older.is_empty() {
             return self.storage.put(Space::Records, &places.newest, envelope);
         }

@@ -10,7 +10,7 @@ mod value;
 use std::fmt;
 
 pub use value::Value;
-use zeroize::zeroize_bytes;
+use zeroize::Zeroizing;
 
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId, Suite};
@@ -143,18 +143,17 @@ pub(crate) fn reseal(
     };
     let nonce = Nonce::draw()?;
     let header = header.encode();
-    let mut resealed = Vec::with_capacity(envelope.len() + STORAGE_ROOM);
+    let mut resealed = Zeroizing::new(Vec::with_capacity(envelope.len() + STORAGE_ROOM));
     resealed.extend_from_slice(&header);
     resealed.extend_from_slice(nonce.as_bytes());
     resealed.extend_from_slice(parts.ciphertext);
     let buffer = &mut resealed[HEADER_LEN + NONCE_LEN..];
     if let Err(fault) = parts.open(from, name, buffer) {
-        zeroize_bytes(buffer);
         return Ok(Err(fault));
     }
     let tag = with_associated_data(&header, name, |ad| to.seal_in_place(nonce, ad, buffer));
     resealed.extend_from_slice(&tag);
-    Ok(Ok(resealed))
+    Ok(Ok(std::mem::take(&mut *resealed)))
 }
 
 /// An envelope taken apart.

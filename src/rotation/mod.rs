@@ -79,7 +79,7 @@ enum Command {
     /// Counted for each org: what is reported before a waking was seen says nothing about it.
     Wake(Arc<OrgState>, u64),
     /// The org's keys are destroyed; its records are to go.
-    Erase(Arc<OrgState>),
+    Erase(Arc<OrgState>, u64),
     Pause(OrgId, bool),
     /// The throttle was changed.
     Pace,
@@ -130,28 +130,32 @@ impl Rotations {
     }
 
     pub(crate) fn wake(&self, org: &Arc<OrgState>) {
-        let woken = {
-            let mut board = self.board();
-            let paused = board.settings.paused.contains(&org.id);
-            let report = board.reports.entry(org.id);
-            let report = report.or_insert_with(|| Report::queued(&org.name));
-            report.progress.paused = paused;
-            report.blocked = None;
-            report.woken += 1;
-            let woken = report.woken;
-            if report.progress.phase == Phase::Done {
-                *report = Report { woken, ..Report::queued(&org.name) };
-                board.asked.remove(&org.id);
-            }
-            woken
-        };
-        // The worker is gone only when the store is closed.
-        let _ = self.commands.send(Command::Wake(Arc::clone(org), woken));
+        let mut board = self.board();
+        let paused = board.settings.paused.contains(&org.id);
+        let report = board.reports.entry(org.id);
+        let report = report.or_insert_with(|| Report::queued(&org.name));
+        report.progress.paused = paused;
+        report.blocked = None;
+        report.woken += 1;
+        let woken = report.woken;
+        if report.progress.phase == Phase::Done {
+            *report = Report { woken, ..Report::queued(&org.name) };
+            board.asked.remove(&org.id);
+        }
+        self.send(&board, Command::Wake(Arc::clone(org), woken));
     }
 
     pub(crate) fn erase(&self, org: &Arc<OrgState>) {
-        self.board().reports.insert(org.id, Report::queued(&org.name));
-        let _ = self.commands.send(Command::Erase(Arc::clone(org)));
+        let mut board = self.board();
+        let woken = board.reports.get(&org.id).map_or(0, |report| report.woken) + 1;
+        board.reports.insert(org.id, Report { woken, ..Report::queued(&org.name) });
+        self.send(&board, Command::Erase(Arc::clone(org), woken));
+    }
+
+    /// While the board is held, so that the worker sees wakings in the order of their numbers.
+    fn send(&self, _board: &Board, command: Command) {
+        // The worker is gone only when the store is closed.
+        let _ = self.commands.send(command);
     }
 
     /// Pauses or resumes, until that is changed: also over a restart.

@@ -110,8 +110,9 @@ impl Task {
     }
 
     /// The task of an org whose keys are destroyed.
-    pub(super) fn erasing(org: Arc<OrgState>) -> Self {
-        Self { is_erasure: true, stage: Stage::Erasing(Deletion::new(&org)), ..Self::new(org) }
+    pub(super) fn erasing(org: Arc<OrgState>, woken: u64) -> Self {
+        let stage = Stage::Erasing(Deletion::new(&org));
+        Self { is_erasure: true, woken, stage, ..Self::new(org) }
     }
 
     /// The keyring changed, or somebody asked to try again.

@@ -106,9 +106,9 @@ impl Coordinator<'_> {
                     self.shared.report(org, task.report());
                 }
             }
-            Command::Erase(org) => {
+            Command::Erase(org, woken) => {
                 self.tasks.retain(|task| task.org.id != org.id);
-                self.tasks.push_back(Task::erasing(org));
+                self.tasks.push_back(Task::erasing(org, woken));
             }
             Command::Wake(org, woken) => match self.tasks.iter_mut().find(|t| t.org.id == org.id) {
                 Some(task) => task.wake(woken),
@@ -215,8 +215,8 @@ impl Coordinator<'_> {
         self.shared.miss(self.governor.missed(), changed);
     }
 
-    /// Counts a little for the time left, where somebody asked; `false` if there is nothing to count, or no time for
-    /// it in the share that rotations have.
+    /// Counts a little for the time left, where somebody asked; `false` if there is nothing to
+    /// count, or no time for it in the share that rotations have.
     fn survey(&mut self, limits: &Limits, by_deadline: bool, now: Instant) -> bool {
         if limits.cores.is_finite() && !self.pace.wait(now).is_zero() {
             return false;

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use super::super::Space;
 use super::border::{await_release, forget_cached, guarded, segment_size};
@@ -15,8 +16,17 @@ use super::keys::escape;
 use super::tail;
 use crate::error::{Error, Result};
 
-/// In `system`, without a meaning of its own.
+/// In `system`, without a meaning of its own: written where sled has to write something.
 pub(super) const OPENED_KEY: &[u8] = b"opened";
+
+/// sled writes nothing where the value is the one that is there.
+fn another_value() -> Vec<u8> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    [nanos, count].map(u64::to_be_bytes).concat()
+}
 
 /// A range of keys as sled has them, and a pair.
 pub(super) type RawRange = (Bound<sled::IVec>, Bound<sled::IVec>);
@@ -93,7 +103,7 @@ impl Database {
                 }
                 // sled has freed segments up to where it goes on writing: this makes it write
                 // there, so that `Keeper::start` finds the place.
-                system.insert(OPENED_KEY, &[])?;
+                system.insert(OPENED_KEY, another_value())?;
                 db.flush()?;
                 Ok((db.clone(), (db, records, system)))
             })
@@ -121,6 +131,24 @@ impl Database {
         self.check_writable()?;
         let written = guarded(self.dir(), during, Some(&self.files().broken), f);
         if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written {
+            self.files().note_failed(error);
+        }
+        written
+    }
+
+    /// Writes where it first has to read. Where that is what fails, nothing was written, and
+    /// nothing is wrong with writing.
+    fn finding<T>(
+        &self,
+        space: Space,
+        key: &[u8],
+        f: impl FnOnce() -> sled::Result<T>,
+    ) -> Result<T> {
+        self.check_writable()?;
+        let written = guarded(self.dir(), "writing", Some(&self.files().broken), f);
+        if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written
+            && self.get_raw(space, key).is_ok()
+        {
             self.files().note_failed(error);
         }
         written
@@ -166,7 +194,7 @@ impl Database {
     pub(super) fn merge_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
         self.admit(space, key, Some(value))?;
-        self.writing("writing", || tree.merge(key, value).map(drop))
+        self.finding(space, key, || tree.merge(key, value).map(drop))
     }
 
     /// Replaces exactly `old`; `false` if something else is there.
@@ -179,7 +207,7 @@ impl Database {
     ) -> Result<bool> {
         let tree = self.tree(space);
         self.admit(space, key, Some(&new))?;
-        self.writing("writing", || tree.compare_and_swap(key, old, Some(new)))
+        self.finding(space, key, || tree.compare_and_swap(key, old, Some(new)))
             .map(|swapped| swapped.is_ok())
     }
 
@@ -227,8 +255,9 @@ impl Database {
     /// `pagecache/iobuf.rs`), so the files are synced too.
     pub(super) fn sync(&self) -> Result<()> {
         self.check_writable()?;
-        self.keeper
-            .sync(|| self.writing("writing", || self.system.insert(OPENED_KEY, &[]).map(drop)))
+        self.keeper.sync(|| {
+            self.writing("writing", || self.system.insert(OPENED_KEY, another_value()).map(drop))
+        })
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {

@@ -187,8 +187,8 @@ impl Work {
     fn run(mut self, written: &AtomicU64, asked: &Receiver<Ask>) {
         let (mut turned, mut wanted) = (Instant::now(), false);
         loop {
-            let rest = if wanted { self.pins.reading * Keeper::SHARE } else { Keeper::LONGEST };
-            let due_at = turned + rest.min(Keeper::LONGEST);
+            let rest = self.pins.reading * Keeper::SHARE;
+            let due_at = turned + if wanted { rest } else { rest.max(Keeper::LONGEST) };
             let due = match asked.recv_deadline(due_at) {
                 Ok(Ask::Sync(reply)) => {
                     let flushed =
@@ -265,9 +265,9 @@ impl Pins {
     }
 
     /// Notes what the log looks like. Whether it has for so long that any write would show, be
-    /// the clock of the file system as coarse as 2 s.
+    /// the clock of the file system as coarse as 2 s, and one that was begun before has ended.
     fn look(&mut self, stamp: Stamp) -> bool {
-        const LONG: Duration = Duration::from_secs(3);
+        const LONG: Duration = Duration::from_secs(30);
 
         match self.seen {
             Some((seen, since)) if seen == stamp => since.elapsed() >= LONG,

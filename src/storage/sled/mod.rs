@@ -430,7 +430,10 @@ mod tests {
                 .collect();
             let mut copy = storage.copy_to(&dir.path().join("db.1")).unwrap();
             copy.catch_up().unwrap();
+            storage.put(Space::Records, &key(9), Some(vec![1])).unwrap();
             let pause = copy.freeze().unwrap().switch();
+            assert_eq!(storage.get(Space::Records, &key(9)).unwrap().unwrap().to_vec(), [1]);
+            storage.put(Space::Records, &key(9), Some(vec![0; 50])).unwrap();
             assert!(pause < Duration::from_secs(5), "{pause:?}");
             assert_eq!(storage.dir(), dir.path().join("db.1"));
             stop.store(true, Ordering::Relaxed);

@@ -58,18 +58,33 @@ pub(super) fn walk(
     range: Range,
     each: &mut dyn FnMut(Key, Stored) -> bool,
 ) -> Result<bool> {
-    let pairs = database.range(space, raw(range))?;
-    let ended = database.reading(|| {
-        for pair in pairs {
-            let (key, value) = pair?;
-            let Some(key) = Key::new(key) else { return Ok(None) };
+    /// Pairs that are read in one go, and bytes that end it: values may be large.
+    const PAIRS: usize = 64;
+    const BYTES: usize = 256 << 10;
+
+    let mut pairs = database.range(space, raw(range))?;
+    let mut some = Vec::with_capacity(PAIRS);
+    loop {
+        let mut bytes = 0;
+        let ended = database.reading(|| {
+            while some.len() < PAIRS && bytes < BYTES {
+                let Some(pair) = pairs.next() else { return Ok(true) };
+                let (key, value) = pair?;
+                bytes += value.len();
+                some.push((key, value));
+            }
+            Ok(false)
+        })?;
+        for (key, value) in some.drain(..) {
+            let key = Key::new(key).ok_or_else(|| foreign(database))?;
             if !each(key, Stored(value)) {
-                return Ok(Some(false));
+                return Ok(false);
             }
         }
-        Ok(Some(true))
-    })?;
-    ended.ok_or_else(|| foreign(database))
+        if ended {
+            return Ok(true);
+        }
+    }
 }
 
 pub(super) struct Scan {
