@@ -255,6 +255,18 @@ mod tests {
         assert_eq!(known(&storage), (Some(100), false));
         fs::write(&blob, [1; 300]).unwrap();
         assert_eq!(known(&storage), (Some(300), false), "still young");
+        // Where a sync is refused it shows that there is one: of another length, not of the same.
+        let refusing = |len: usize| {
+            let storage = open(&dir.path().join(len.to_string())).unwrap();
+            let blob = dir.path().join(len.to_string()).join("blobs/1");
+            fs::write(&blob, vec![1; len]).unwrap();
+            storage.sync().unwrap();
+            fs::remove_file(&blob).unwrap();
+            std::os::unix::fs::symlink("/proc/self/status", &blob).unwrap();
+            storage.sync()
+        };
+        assert!(matches!(refusing(100), Err(Error::SyncFailed { .. })));
+        assert!(refusing(0).is_ok());
     }
 
     /// Found by the fuzzer: sled holds its lock a little longer than its handles live.
