@@ -5,6 +5,7 @@ test fails. `just breaks`; with words, only the breaks whose title holds one of 
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -387,12 +388,17 @@ def main():
         if built.returncode != 0:
             print(built.stderr[-3000:])
             sys.exit(f"{title}: does not compile")
+        run = subprocess.Popen(["cargo", "test", *arguments], cwd=package, env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
         try:
-            run = subprocess.run(["cargo", "test", *arguments], cwd=package, env=env,
-                                 capture_output=True, text=True, timeout=600)
-            failed = [line.split()[1] for line in run.stdout.splitlines()
+            output, _ = run.communicate(timeout=600)
+            failed = [line.split()[1] for line in output.splitlines()
                       if line.startswith("test ") and line.endswith("FAILED")]
         except subprocess.TimeoutExpired:
+            # The test itself too, not cargo alone.
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
             failed = ["(hangs)"]
         with open(path, "w") as file:
             file.write(good)
