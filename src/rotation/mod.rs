@@ -129,7 +129,11 @@ impl Rotations {
         Ok((rotations, WorkerThread(Some(thread))))
     }
 
+    /// Nothing happens where there is nothing to rotate: it may have ended meanwhile.
     pub(crate) fn wake(&self, org: &Arc<OrgState>) {
+        if !self.is_rotating(org) {
+            return;
+        }
         let mut board = self.board();
         let paused = board.settings.paused.contains(&org.id);
         let report = board.reports.entry(org.id);

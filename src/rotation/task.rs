@@ -116,11 +116,13 @@ impl Task {
     }
 
     /// The keyring changed, or somebody asked to try again.
-    pub(super) fn wake(&mut self, woken: u64) {
-        self.woken = woken;
+    pub(super) fn wake(&mut self, woken: u64, rotating: bool) {
         use Stage::{Blocked, Done, Held, Waiting};
-        if matches!(self.stage, Waiting { .. } | Blocked { .. } | Done { .. } | Held { .. }) {
-            self.start_pass();
+        self.woken = woken;
+        match self.stage {
+            Waiting { .. } | Blocked { .. } | Held { .. } => self.start_pass(),
+            Done { .. } if rotating => self.start_pass(),
+            _ => {}
         }
     }
 

@@ -101,7 +101,7 @@ impl Coordinator<'_> {
                 if let Some(task) = self.tasks.iter_mut().find(pausable) {
                     task.paused = paused;
                     if !paused {
-                        task.wake(task.woken);
+                        task.wake(task.woken, self.shared.is_rotating(&task.org));
                     }
                     self.shared.report(org, task.report());
                 }
@@ -111,7 +111,8 @@ impl Coordinator<'_> {
                 self.tasks.push_back(Task::erasing(org, woken));
             }
             Command::Wake(org, woken) => match self.tasks.iter_mut().find(|t| t.org.id == org.id) {
-                Some(task) => task.wake(woken),
+                Some(task) => task.wake(woken, self.shared.is_rotating(&org)),
+                None if !self.shared.is_rotating(&org) => {}
                 None => {
                     let mut task = Task::new(org);
                     task.woken = woken;
