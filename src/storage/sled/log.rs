@@ -55,12 +55,18 @@ pub(super) enum End {
     NoBlob(usize),
 }
 
-/// Walks over the messages of the segment `number`.
-pub(super) fn walk(segment: &[u8], size: usize, number: u64, blobs: &Path) -> io::Result<End> {
+/// Walks over the messages of the segment `number` that begin at `first` or behind it.
+pub(super) fn walk(
+    segment: &[u8],
+    first: usize,
+    size: usize,
+    number: u64,
+    blobs: &Path,
+) -> io::Result<End> {
     const CAP: u8 = 2;
     const LAST_KIND: u8 = 11;
 
-    let mut at = SEGMENT_HEADER;
+    let mut at = first.max(SEGMENT_HEADER);
     while at <= size - RED_ZONE {
         let Some(message) = segment.get(at..).and_then(Message::read) else {
             return Ok(End::Torn(at));

@@ -89,7 +89,7 @@ pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
     let mut durable = Durable::open(dir)?;
     if let Some(from) = durable.noted {
         let log = OpenOptions::new().read(true).write(true).open(log)?;
-        cut(&log, segment_size, from, &dir.join("blobs"))?;
+        cut(&log, segment_size, from, dir)?;
     }
     durable.note(None)?;
     File::open(dir)?.sync_all()
@@ -123,11 +123,27 @@ fn remove_half_made(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The place in the log at which sled begins to read: the one of its newest snapshot.
+fn newest_snapshot(dir: &Path) -> io::Result<i64> {
+    let mut newest = 0;
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let place = name.to_str().and_then(|name| name.strip_prefix("snap."));
+        let place = place.and_then(|place| i64::from_str_radix(place, 16).ok());
+        newest = newest.max(place.unwrap_or(0));
+    }
+    Ok(newest)
+}
+
 /// Cuts the log off at the first piece behind `from` that is not whole, if anything lies behind
-/// it: then sled would go on there.
-fn cut(log: &File, size: usize, from: i64, blobs: &Path) -> io::Result<()> {
+/// it: then sled would go on there. What lies before sled's newest snapshot was durable when that
+/// was made, and is not read on recovery; sled refuses a log that is shorter.
+fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
+    let blobs = &dir.join("blobs");
     let segments = log::segments(log, size)?;
     let step = i64::try_from(size).unwrap_or(i64::MAX);
+    let snapshot = newest_snapshot(dir)?;
+    let from = from.max(snapshot / step * step);
     if !segments.contains_key(&from) {
         return Ok(());
     }
@@ -143,7 +159,8 @@ fn cut(log: &File, size: usize, from: i64, blobs: &Path) -> io::Result<()> {
             }
         }
         let number = u64::try_from(at / step).unwrap_or_default();
-        match log::walk(&bytes[..filled], size, number, blobs)? {
+        let first = usize::try_from(snapshot - at).unwrap_or(0);
+        match log::walk(&bytes[..filled], first, size, number, blobs)? {
             End::Full => at += step,
             end => break (Some(end), Some((segment.offset, filled))),
         }
