@@ -86,6 +86,7 @@ pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
     }
     sync_all(dir)?;
     remove_half_made(dir)?;
+    remove_torn_settings(dir, &log, segment_size)?;
     let mut durable = Durable::open(dir)?;
     if let Some(from) = durable.noted {
         let log = OpenOptions::new().read(true).write(true).open(log)?;
@@ -121,6 +122,24 @@ fn remove_half_made(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// sled refuses settings that are torn, which a power cut leaves while a database is made. As
+/// long as its log holds nothing it makes them anew.
+fn remove_torn_settings(dir: &Path, log: &Path, segment_size: usize) -> io::Result<()> {
+    let path = dir.join("conf");
+    let whole = fs::read(&path).map(|bytes| {
+        let parts = bytes.split_last_chunk::<4>();
+        parts.is_some_and(|(text, crc)| crc32fast::hash(text).to_le_bytes() == *crc)
+    });
+    match whole {
+        Ok(false) if log::segments(&File::open(log)?, segment_size)?.is_empty() => {
+            fs::remove_file(path)
+        }
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// The place in the log at which sled begins to read: the one of its newest snapshot.
