@@ -118,7 +118,7 @@ fn settle(text: &str, root: &Path, seen: &mut HashMap<String, usize>) -> String 
     let text = text.replace(&format!("{}/", root.display()), "");
     let mut settled = String::new();
     let mut word = String::new();
-    let is_word = |c: char| c.is_ascii_alphanumeric() || "+/=-_.:".contains(c);
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "+/=-_.:µ".contains(c);
     for c in text.chars().chain(['\n']) {
         if is_word(c) {
             word.push(c);

@@ -27,6 +27,7 @@ pub(super) struct Task {
     pub(super) org: Arc<OrgState>,
     pub(super) paused: bool,
     pub(super) is_erasure: bool,
+    /// The last waking that it has seen.
     pub(super) woken: u64,
     stage: Stage,
     retry_delay: Duration,

@@ -78,16 +78,20 @@ impl Database {
 
     pub(super) fn open(dir: &Path, options: &SledOptions, prints: &Arc<Prints>) -> Result<Self> {
         let millis = u64::try_from(options.flush_interval.as_millis()).unwrap_or(u64::MAX);
+        let preparing = |e| Error::io(format!("preparing {}", dir.display()), e);
+        await_release(dir)?;
+        forget_cached(dir)?;
+        if !tail::check_settings(dir).map_err(preparing)? {
+            let why = "its settings, the file conf, are damaged".to_owned();
+            return Err(Error::StorageDamaged { path: dir.to_owned(), why });
+        }
         let segment = segment_size(dir, options.segment_bytes);
+        tail::prepare(dir, segment).map_err(preparing)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(options.cache_bytes)
             .segment_size(segment)
             .flush_every_ms(Some(millis));
-        await_release(dir)?;
-        forget_cached(dir)?;
-        tail::prepare(dir, segment)
-            .map_err(|e| Error::io(format!("preparing {}", dir.display()), e))?;
         let files = Arc::new(Files::open(dir)?);
         let open = || {
             guarded(dir, "opening the database", None, || {

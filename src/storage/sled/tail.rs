@@ -86,7 +86,6 @@ pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
     }
     sync_all(dir)?;
     remove_half_made(dir)?;
-    remove_torn_settings(dir, &log, segment_size)?;
     let mut durable = Durable::open(dir)?;
     if let Some(from) = durable.noted {
         let log = OpenOptions::new().read(true).write(true).open(log)?;
@@ -125,21 +124,30 @@ fn remove_half_made(dir: &Path) -> io::Result<()> {
 }
 
 /// sled refuses settings that are torn, which a power cut leaves while a database is made. As
-/// long as its log holds nothing it makes them anew.
-fn remove_torn_settings(dir: &Path, log: &Path, segment_size: usize) -> io::Result<()> {
+/// long as its log holds nothing it makes them anew; otherwise `false`: with another size of
+/// segments the log would be cut off anywhere. Comes before anybody reads them.
+pub(super) fn check_settings(dir: &Path) -> io::Result<bool> {
+    /// What is longer holds something.
+    const LONG: u64 = 1 << 20;
+
     let path = dir.join("conf");
-    let whole = fs::read(&path).map(|bytes| {
+    let is_whole = |bytes: &[u8]| {
         let parts = bytes.split_last_chunk::<4>();
         parts.is_some_and(|(text, crc)| crc32fast::hash(text).to_le_bytes() == *crc)
-    });
-    match whole {
-        Ok(false) if log::segments(&File::open(log)?, segment_size)?.is_empty() => {
-            fs::remove_file(path)
-        }
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
+    };
+    match fs::read(&path) {
+        Ok(bytes) if is_whole(&bytes) => return Ok(true),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(e),
     }
+    let log = dir.join("db");
+    let holds_nothing = !log.exists()
+        || fs::metadata(&log)?.len() <= LONG && fs::read(&log)?.iter().all(|&byte| byte == 0);
+    if holds_nothing {
+        fs::remove_file(path)?;
+    }
+    Ok(holds_nothing)
 }
 
 /// The place in the log at which sled begins to read: the one of its newest snapshot.
@@ -203,4 +211,83 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
         log.write_all_at(&vec![0; filled - start], offset + start as u64)?;
     }
     log.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{SledOptions, SledStorage, Storage};
+    use super::*;
+    use crate::error::Error;
+    use crate::material::KeyMaterial;
+    use crate::storage::Space;
+
+    const SIZE: usize = 64 << 10;
+
+    fn open(dir: &Path) -> Result<SledStorage> {
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: SIZE,
+            flush_interval: Duration::from_millis(500),
+        };
+        SledStorage::open(dir, &options, &KeyMaterial::take(&mut [1; 32]), false)
+    }
+
+    /// A log of several segments.
+    fn filled(dir: &Path) {
+        let storage = open(dir).unwrap();
+        storage.begin().unwrap();
+        for i in 0..200u8 {
+            storage.put(Space::Records, &[i], Some(vec![i; 1000])).unwrap();
+        }
+        storage.end().unwrap();
+    }
+
+    /// Found by 20,000 power cuts: sled refuses a log that ends before its snapshot.
+    #[test]
+    fn the_log_is_not_cut_off_before_the_newest_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        filled(&path);
+        let log = OpenOptions::new().read(true).write(true).open(path.join("db")).unwrap();
+        let segments = log::segments(&log, SIZE).unwrap();
+        let from = *segments.keys().next().unwrap();
+        assert!(segments.len() > 2);
+        log.write_all_at(&[0; 100], segments[&from].offset + 200).unwrap();
+        for entry in fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap().path();
+            if entry.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
+                fs::remove_file(entry).unwrap();
+            }
+        }
+        let next = from + i64::try_from(SIZE).unwrap();
+        let snapshot = path.join(format!("snap.{next:016X}"));
+        File::create(&snapshot).unwrap();
+        cut(&log, SIZE, from, &path).unwrap();
+        assert_eq!(log::segments(&log, SIZE).unwrap(), segments, "behind it all is whole");
+        fs::remove_file(snapshot).unwrap();
+        cut(&log, SIZE, from, &path).unwrap();
+        assert_eq!(log::segments(&log, SIZE).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn torn_settings_are_made_anew_only_where_nothing_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fresh, used) = (dir.path().join("fresh"), dir.path().join("used"));
+        filled(&used);
+        fs::create_dir(&fresh).unwrap();
+        fs::write(fresh.join("db"), [0; 300]).unwrap();
+        for path in [&fresh, &used] {
+            fs::write(path.join("conf"), "segment_size: 6").unwrap();
+        }
+        // As a kill leaves it: from there on the log would be looked through.
+        Durable::open(&used).unwrap().note(Some(0)).unwrap();
+        let before = fs::read(used.join("db")).unwrap();
+        assert!(matches!(open(&used), Err(Error::StorageDamaged { .. })));
+        assert_eq!(fs::read(used.join("conf")).unwrap(), b"segment_size: 6");
+        assert!(fs::read(used.join("db")).unwrap() == before, "nothing is cut off");
+        drop(open(&fresh).unwrap());
+        filled(&fresh);
+    }
 }
