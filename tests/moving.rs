@@ -263,7 +263,8 @@ fn scans_during_rotations_miss_nothing() {
 fn writers_and_rotations_together_lose_nothing() {
     const THREADS: u32 = 4;
     const NAMES: usize = 8;
-    let rounds: u32 = std::env::var("BYOKV_TORTURE").map_or(400, |n| n.parse().unwrap());
+    let rounds: u32 =
+        std::env::var("BYOKV_TORTURE").map_or(400, |n| 400 * n.parse::<u32>().unwrap());
     let place = Place::new();
     let store = place.open();
     let org = store.create_org("acme", blinded()).unwrap();

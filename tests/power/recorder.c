@@ -7,7 +7,8 @@
 // BYOKV_RECORD_FAULT  "class:k:errno": from the mark "arm" on the k-th call of the class fails
 //                     ("class:k:errno+": and all later ones); errno 0 writes half of the bytes
 // Removing a file "@mark/TEXT" notes TEXT as a mark, and removes nothing. Between the marks "full"
-// and "space" no file may grow.
+// and "space" no file may grow. The mark "end" ends the process, as a kill does, but between two
+// changes: no other thread is left with one that was made and not noted.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -267,6 +268,7 @@ static int remove_in(int at, const char *path, int flags) {
         if (!strcmp(path, "@mark/full")) no_space = 1;
         if (!strcmp(path, "@mark/space")) no_space = 0;
         note(MARK, 0, 0, path + 6, strlen(path + 6));
+        if (!strcmp(path, "@mark/end")) abort();
         pthread_mutex_unlock(&order);
         errno = ENOENT;
         return -1;

@@ -39,7 +39,7 @@ fn is_heavy(seed: u64) -> bool {
 
 /// Works in a new store until it is killed in the middle of it (`life` 0), or goes on with what
 /// that left (`life` 1).
-pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
+pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) -> ! {
     let mut rng = Rng::new(seed);
     let interval =
         [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3600)];
@@ -72,8 +72,7 @@ pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
         if life == 0 {
             provision(store, "acme");
             drop(begin_provision(store, "acme"));
-            mark("end");
-            std::process::abort();
+            end();
         }
         for rotation in store.keys().rotations().unwrap() {
             rotation.ended();
@@ -81,7 +80,13 @@ pub(crate) fn run(data: &Path, root: &str, seed: u64, life: u64) {
         operate(store, &mut rng);
         stop.store(true, Ordering::Relaxed);
     });
+    end();
+}
+
+/// As in a power cut, nothing is closed.
+fn end() -> ! {
     mark("end");
+    unreachable!("the recorder ends the process at this mark");
 }
 
 /// Says that a change begins, makes it, says that it is done.

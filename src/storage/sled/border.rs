@@ -1,5 +1,4 @@
-//! The border to sled: its lock, its settings on disk, its errors and panics, and what a refused
-//! sync leaves behind.
+//! The border to sled: its lock, its errors and panics, and what a refused sync leaves behind.
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -37,15 +36,6 @@ pub(super) fn await_release(dir: &Path) -> Result<()> {
             }
         }
     }
-}
-
-/// Bytes of a log segment: what the database was made with, else `fresh`. sled refuses any other,
-/// and notes it as a line of text in `conf`.
-pub(super) fn segment_size(dir: &Path, fresh: usize) -> usize {
-    let conf = fs::read(dir.join("conf")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&conf);
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("segment_size: "));
-    lines.next().and_then(|size| size.parse().ok()).unwrap_or(fresh)
 }
 
 /// Where a refused sync is noted. Like the pages that the disk did not take, the note may live

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::super::Space;
-use super::border::{await_release, forget_cached, guarded, segment_size};
+use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
 use super::keeper::Keeper;
 use super::keys::escape;
-use super::tail;
+use super::{settings, tail};
 use crate::error::{Error, Result};
 
 /// In `system`, without a meaning of its own: written where sled has to write something.
@@ -81,11 +81,11 @@ impl Database {
         let preparing = |e| Error::io(format!("preparing {}", dir.display()), e);
         await_release(dir)?;
         forget_cached(dir)?;
-        if !tail::check_settings(dir).map_err(preparing)? {
-            let why = "its settings, the file conf, are damaged".to_owned();
+        let noted = settings::segment_size(dir, options.segment_bytes).map_err(preparing)?;
+        let Some(segment) = noted else {
+            let why = "its settings, the file conf, are damaged or missing".to_owned();
             return Err(Error::StorageDamaged { path: dir.to_owned(), why });
-        }
-        let segment = segment_size(dir, options.segment_bytes);
+        };
         tail::prepare(dir, segment).map_err(preparing)?;
         let config = sled::Config::new()
             .path(dir)
@@ -166,7 +166,7 @@ impl Database {
         Ok(())
     }
 
-    /// sled creates `conf`, `db`, `blobs/` and snapshots and syncs no directory.
+    /// sled creates `db`, `blobs/` and snapshots and syncs no directory.
     fn sync_names(&self) -> Result<()> {
         let sync = |path: PathBuf| {
             File::open(&path)
@@ -174,7 +174,6 @@ impl Database {
                 .map_err(|e| Error::io(format!("syncing {}", path.display()), e))
         };
         let dir = self.dir();
-        sync(dir.join("conf"))?;
         sync(dir.join("blobs"))?;
         sync(dir.to_owned())?;
         dir.parent().map_or(Ok(()), |parent| sync(parent.to_owned()))

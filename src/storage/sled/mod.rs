@@ -10,6 +10,7 @@ mod keeper;
 mod keys;
 mod log;
 mod scan;
+mod settings;
 mod tail;
 mod write;
 

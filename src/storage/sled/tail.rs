@@ -123,33 +123,6 @@ fn remove_half_made(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// sled refuses settings that are torn, which a power cut leaves while a database is made. As
-/// long as its log holds nothing it makes them anew; otherwise `false`: with another size of
-/// segments the log would be cut off anywhere. Comes before anybody reads them.
-pub(super) fn check_settings(dir: &Path) -> io::Result<bool> {
-    /// What is longer holds something.
-    const LONG: u64 = 1 << 20;
-
-    let path = dir.join("conf");
-    let is_whole = |bytes: &[u8]| {
-        let parts = bytes.split_last_chunk::<4>();
-        parts.is_some_and(|(text, crc)| crc32fast::hash(text).to_le_bytes() == *crc)
-    };
-    match fs::read(&path) {
-        Ok(bytes) if is_whole(&bytes) => return Ok(true),
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-        Err(e) => return Err(e),
-    }
-    let log = dir.join("db");
-    let holds_nothing = !log.exists()
-        || fs::metadata(&log)?.len() <= LONG && fs::read(&log)?.iter().all(|&byte| byte == 0);
-    if holds_nothing {
-        fs::remove_file(path)?;
-    }
-    Ok(holds_nothing)
-}
-
 /// The place in the log at which sled begins to read: the one of its newest snapshot.
 fn newest_snapshot(dir: &Path) -> io::Result<i64> {
     let mut newest = 0;
@@ -272,22 +245,24 @@ mod tests {
     }
 
     #[test]
-    fn torn_settings_are_made_anew_only_where_nothing_is_stored() {
+    fn nothing_is_cut_off_by_settings_that_are_damaged() {
         let dir = tempfile::tempdir().unwrap();
-        let (fresh, used) = (dir.path().join("fresh"), dir.path().join("used"));
-        filled(&used);
-        fs::create_dir(&fresh).unwrap();
-        fs::write(fresh.join("db"), [0; 300]).unwrap();
-        for path in [&fresh, &used] {
-            fs::write(path.join("conf"), "segment_size: 6").unwrap();
-        }
+        let path = dir.path().join("db");
+        filled(&path);
+        let whole = fs::read(path.join("conf")).unwrap();
+        let before = fs::read(path.join("db")).unwrap();
         // As a kill leaves it: from there on the log would be looked through.
-        Durable::open(&used).unwrap().note(Some(0)).unwrap();
-        let before = fs::read(used.join("db")).unwrap();
-        assert!(matches!(open(&used), Err(Error::StorageDamaged { .. })));
-        assert_eq!(fs::read(used.join("conf")).unwrap(), b"segment_size: 6");
-        assert!(fs::read(used.join("db")).unwrap() == before, "nothing is cut off");
-        drop(open(&fresh).unwrap());
-        filled(&fresh);
+        Durable::open(&path).unwrap().note(Some(0)).unwrap();
+        for damaged in [Some("segment_size: 6"), None] {
+            match damaged {
+                Some(text) => fs::write(path.join("conf"), text).unwrap(),
+                None => fs::remove_file(path.join("conf")).unwrap(),
+            }
+            assert!(matches!(open(&path), Err(Error::StorageDamaged { .. })));
+            assert_eq!(fs::read_to_string(path.join("conf")).ok().as_deref(), damaged);
+            assert!(fs::read(path.join("db")).unwrap() == before);
+        }
+        fs::write(path.join("conf"), whole).unwrap();
+        drop(open(&path).unwrap());
     }
 }
