@@ -1,6 +1,7 @@
 //! What a look into the memory of a running process finds: key material while a key lives, and
 //! nothing of it once the key is retired or suspended or the store is closed; nothing of a value
-//! once it is dropped. All writable memory is searched, heap and stacks, used or freed.
+//! once it is dropped. All writable memory is searched, heap and stacks, used or freed, and at the
+//! end the core dump that the process leaves.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -10,7 +11,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +22,7 @@ use base64::Engine as _;
 use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
 use common::{Ended, Place, key_text};
 use hkdf::Hkdf;
+use rustix::process::{Resource, Rlimit};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
@@ -46,7 +51,7 @@ fn at(stage: &str) {
 #[test]
 fn child() {
     let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
-    let store = Store::open(data, RootKey::from_material(key())).unwrap();
+    let store = Store::open(&data, RootKey::from_material(key())).unwrap();
     let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
     let keys = store.keys();
     keys.provision("acme", key()).unwrap().ended();
@@ -69,6 +74,48 @@ fn child() {
     drop((org, keys));
     store.close().unwrap();
     at("closed");
+    let store = Store::open(data, RootKey::from_material(key())).unwrap();
+    assert!(store.org("acme").unwrap().get("name").unwrap().is_some());
+    store.keys().suspend("acme").unwrap();
+    let all = Rlimit { current: None, maximum: None };
+    rustix::process::setrlimit(Resource::Core, all).unwrap();
+    at("end");
+    std::process::abort();
+}
+
+/// Names of the patterns that lie there.
+fn search(memory: &File, place: Range<u64>, patterns: &[(&str, Vec<u8>)]) -> BTreeSet<String> {
+    const WINDOW: usize = 1 << 20;
+    const PAGE: [u8; 4096] = [0; 4096];
+    let mut begins = vec![false; 1 << 16];
+    for (_, pattern) in patterns {
+        begins[usize::from(pattern[0]) << 8 | usize::from(pattern[1])] = true;
+    }
+    let longest = patterns.iter().map(|(_, pattern)| pattern.len()).max().unwrap();
+    let mut found = BTreeSet::new();
+    let mut bytes = vec![0; WINDOW + longest];
+    for at in place.clone().step_by(WINDOW) {
+        let len = usize::try_from((place.end - at).min(bytes.len() as u64)).unwrap();
+        let Ok(read) = memory.read_at(&mut bytes[..len], at) else { break };
+        let bytes = &bytes[..read];
+        for (page, content) in bytes.chunks(PAGE.len()).enumerate() {
+            if content == &PAGE[..content.len()] {
+                continue;
+            }
+            let start = page * PAGE.len();
+            for i in start..(start + content.len()).min(bytes.len().saturating_sub(1)) {
+                if !begins[usize::from(bytes[i]) << 8 | usize::from(bytes[i + 1])] {
+                    continue;
+                }
+                for (name, pattern) in patterns {
+                    if bytes[i..].starts_with(pattern) {
+                        found.insert((*name).to_owned());
+                    }
+                }
+            }
+        }
+    }
+    found
 }
 
 struct Looked {
@@ -100,14 +147,7 @@ impl Looked {
 
     /// Where the patterns are found: names of patterns and mappings.
     fn search(&self, patterns: &[(&str, Vec<u8>)]) -> BTreeSet<(String, String)> {
-        const WINDOW: usize = 1 << 20;
-        const PAGE: [u8; 4096] = [0; 4096];
         let pid = self.child.id();
-        let mut begins = vec![false; 1 << 16];
-        for (_, pattern) in patterns {
-            begins[usize::from(pattern[0]) << 8 | usize::from(pattern[1])] = true;
-        }
-        let longest = patterns.iter().map(|(_, pattern)| pattern.len()).max().unwrap();
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
         let mut found = BTreeSet::new();
@@ -119,28 +159,9 @@ impl Looked {
             let (from, to) = words[0].split_once('-').unwrap();
             let number = |text| u64::from_str_radix(text, 16).unwrap();
             let (from, to) = (number(from), number(to));
-            let mut bytes = vec![0; WINDOW + longest];
-            for at in (from..to).step_by(WINDOW) {
-                let len = usize::try_from((to - at).min(bytes.len() as u64)).unwrap();
-                let Ok(read) = memory.read_at(&mut bytes[..len], at) else { break };
-                let bytes = &bytes[..read];
-                for (page, content) in bytes.chunks(PAGE.len()).enumerate() {
-                    if content == &PAGE[..content.len()] {
-                        continue;
-                    }
-                    let start = page * PAGE.len();
-                    for i in start..(start + content.len()).min(bytes.len() - 1) {
-                        if !begins[usize::from(bytes[i]) << 8 | usize::from(bytes[i + 1])] {
-                            continue;
-                        }
-                        for (name, pattern) in patterns {
-                            if bytes[i..].starts_with(pattern) {
-                                let mapping = words.get(5).unwrap_or(&"anonymous");
-                                found.insert(((*name).to_owned(), (*mapping).to_owned()));
-                            }
-                        }
-                    }
-                }
+            let mapping = words.get(5).unwrap_or(&"anonymous");
+            for name in search(&memory, from..to, patterns) {
+                found.insert((name, (*mapping).to_owned()));
             }
         }
         found
@@ -197,6 +218,7 @@ fn a_dead_key_and_a_dropped_value_are_nowhere_in_memory() {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
         .env("BYOKV_CHILD", place.data())
+        .current_dir(place.dir.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
@@ -246,6 +268,30 @@ fn a_dead_key_and_a_dropped_value_are_nowhere_in_memory() {
     let root = [("root", raw(&place.root)), ("wrapping key", wrap), of_text(&place.root)];
     looked.gone("closed", &[&root[..], &second_key, &first_key, &values].concat());
     looked.go();
-    assert!(looked.child.wait().unwrap().success());
-    println!("torture: leaks: 8 looks into a running process, 0 found");
+
+    looked.give(&place.root);
+    looked.at("end");
+    looked.go();
+    assert_eq!(
+        looked.child.wait().unwrap().signal(),
+        Some(rustix::process::Signal::ABORT.as_raw())
+    );
+    let dumped = match core_dump(place.dir.path()) {
+        Some(core) => {
+            let size = core.metadata().unwrap().len();
+            assert_eq!(search(&core, 0..size, &root[..1]).len(), 1, "the search finds nothing");
+            let dead = [&root[2..], &second_key, &first_key, &values].concat();
+            assert_eq!(search(&core, 0..size, &dead), BTreeSet::new(), "in the core dump");
+            "a core dump"
+        }
+        None => "no core dump, for this system writes none beside the process",
+    };
+    println!("torture: leaks: 8 looks into a running process and {dumped}, 0 found");
+}
+
+/// What `kernel.core_pattern` makes of it is the system's affair.
+fn core_dump(dir: &Path) -> Option<File> {
+    let mut files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let is_core = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("core");
+    files.find(is_core).map(|path| File::open(path).unwrap())
 }
