@@ -4,13 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
+#[path = "common/history.rs"]
+mod history;
 
-use std::collections::HashSet;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use byokv::{Org, Suite, Swap};
 use common::{Place, key_text, material};
+use history::is_linearizable;
+
+type Event = history::Event<Call>;
 
 const THREADS: usize = 4;
 const EACH: usize = 6;
@@ -28,16 +32,9 @@ enum Call {
     Swap(Register, Register, Result<(), Register>),
 }
 
-/// A call, between two moments of a clock that all threads share.
-#[derive(Clone, Copy, Debug)]
-struct Event {
-    from: u64,
-    to: u64,
-    call: Call,
-}
+impl history::Call for Call {
+    type State = Register;
 
-impl Call {
-    /// The register afterwards, if the call could have had this answer.
     fn after(self, before: Register) -> Option<Register> {
         match self {
             Self::Get(found) => (found == before).then_some(before),
@@ -48,30 +45,6 @@ impl Call {
             }
         }
     }
-}
-
-/// Whether some order of the events, none before one that had ended when it began, is one that
-/// the register could have done.
-fn is_linearizable(events: &[Event], first: Register) -> bool {
-    assert!(events.len() <= 64);
-    let mut seen = HashSet::new();
-    let mut tries = vec![(0u64, first)];
-    while let Some((done, register)) = tries.pop() {
-        if done.count_ones() as usize == events.len() {
-            return true;
-        }
-        if !seen.insert((done, register)) {
-            continue;
-        }
-        let left = || events.iter().enumerate().filter(|(i, _)| done & 1 << i == 0);
-        let first_end = left().map(|(_, event)| event.to).min().unwrap();
-        for (i, event) in left().filter(|(_, event)| event.from <= first_end) {
-            if let Some(after) = event.call.after(register) {
-                tries.push((done | 1 << i, after));
-            }
-        }
-    }
-    false
 }
 
 fn number(value: &[u8]) -> u64 {
