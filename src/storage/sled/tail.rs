@@ -136,8 +136,9 @@ fn newest_snapshot(dir: &Path) -> io::Result<i64> {
 }
 
 /// Cuts the log off at the first piece behind `from` that is not whole, if anything lies behind
-/// it: then sled would go on there. What lies before sled's newest snapshot was durable when that
-/// was made, and is not read on recovery; sled refuses a log that is shorter.
+/// it: then sled would go on there. What lies before sled's newest snapshot was durable before that
+/// was made, and is not read on recovery: a gap there is damage, and not of a power cut. sled
+/// refuses a log that is shorter.
 fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     let blobs = &dir.join("blobs");
     let segments = log::segments(log, size)?;
@@ -217,7 +218,7 @@ mod tests {
         storage.end().unwrap();
     }
 
-    /// Found by 20,000 power cuts: sled refuses a log that ends before its snapshot.
+    /// sled refuses a log that ends before its snapshot.
     #[test]
     fn the_log_is_not_cut_off_before_the_newest_snapshot() {
         let dir = tempfile::tempdir().unwrap();
