@@ -107,7 +107,11 @@ fn orgs() {
     let (opened, store) = timed(|| many.open());
     println!("### {ORGS} orgs\n\n| | |\n|---|---|");
     println!("| made at once | {:.2} s |", made.as_secs_f64());
-    println!("| opened | {:.2} s, {} MiB |", opened.as_secs_f64(), resident().saturating_sub(before));
+    println!(
+        "| opened | {:.2} s, {} MiB |",
+        opened.as_secs_f64(),
+        resident().saturating_sub(before)
+    );
     let cost = |time: Duration| time.as_secs_f64() * 1e6 / (ORGS * EACH) as f64;
     for (what, at) in [("put", 0), ("get", 2)] {
         let (one, many) = (cost(times[at]), cost(times[at + 1]));

@@ -339,7 +339,7 @@ BREAKS = [
     ("power cut: what was killed is not synced before sled opens it", "src/storage/sled/tail.rs",
      "    sync_all(dir)?;\n    remove",
      "    remove",
-     "BYOKV_TORTURE=1 --test power a_power_cut"),
+     "--test power a_power_cut"),
     ("full disk: sled finds out by itself", "src/storage/sled/files.rs",
      "        if free < reserve + bytes {",
      "        if free < reserve + bytes && bytes == u64::MAX {",

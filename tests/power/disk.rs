@@ -159,6 +159,16 @@ impl<'a> Disk<'a> {
         (self.files.iter().map(late).sum(), names)
     }
 
+    /// Files with changes that a power cut may undo, by the names that they were created under.
+    pub(crate) fn unsynced_files(&self) -> Vec<&'a Path> {
+        let created = self.events.iter().filter_map(|event| match event {
+            Event::Create { path, .. } => Some(path.as_path()),
+            _ => None,
+        });
+        let is_late = |file: &File| file.changes.last().is_some_and(|at| *at >= file.synced_before);
+        created.zip(&self.files).filter(|(_, file)| is_late(file)).map(|(path, _)| path).collect()
+    }
+
     fn is_durable(&self, renaming: &Renaming) -> bool {
         renaming.effects.iter().all(|(path, _)| {
             let synced = path.parent().and_then(|dir| self.synced_dirs.get(dir));

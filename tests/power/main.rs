@@ -122,6 +122,7 @@ fn outcomes(seed: u64, from: u64, to: u64) -> Vec<(u64, String)> {
     }
     let events = recorder::read(&log);
     describe(seed, &events);
+    assert_synced_before_recovery(&events);
     drop(events);
 
     let mut outcomes = Vec::new();
@@ -183,6 +184,26 @@ fn record(seed: u64, place: &Path, log: &Path) {
         assert_eq!(ends.to_string(), if life == "0" { "1" } else { "2" }, "{seed}: {said}");
         root = Ledger::of(&events).root();
     }
+}
+
+/// sled's recovery frees what the log replaces: all that a killed process left in the system's cache
+/// is durable before sled's first change.
+fn assert_synced_before_recovery(events: &[Event]) {
+    let is_log = |path: &Path| path.ends_with("db/db");
+    let logs: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Create { inode, path } if is_log(path) => Some(*inode),
+            _ => None,
+        })
+        .collect();
+    let killed = events.iter().position(|e| matches!(e, Event::Mark(text) if text == "killed"));
+    let killed = killed.unwrap();
+    let is_change = |e: &Event| matches!(e, Event::Write { inode, .. } if logs.contains(inode));
+    let first = killed + events[killed..].iter().position(is_change).unwrap();
+    let mut late = Disk::at(events, first).unsynced_files();
+    late.retain(|path| path.iter().any(|part| part == "db"));
+    assert!(late.is_empty(), "not synced before sled's recovery: {late:?}");
 }
 
 fn describe(seed: u64, events: &[Event]) {
