@@ -17,6 +17,10 @@ fuzz:
 breaks *words:
     python3 tests/breaks.py {{words}}
 
+# What one of the shards of mutants leaves unseen; needs cargo-mutants.
+mutants shard="0/8":
+    CARGO_PROFILE_DEV_DEBUG=0 cargo mutants --output target --sharding round-robin --shard {{shard}}
+
 # The gate under every interleaving that loom finds, `all_of_it` of those with at most three
 # preemptions, or LOOM_MAX_PREEMPTIONS.
 loom:
