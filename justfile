@@ -26,8 +26,8 @@ mutants shard="0/8":
 loom:
     tests/loom/run
 
-# The tests with larger counts (1,000 kills, 20,000 power cuts, every failing call, 400 damaged logs,
-# a million XAES vectors), and what each tried and lost. Hours.
+# The tests with larger counts (1,000 kills, 20,000 power cuts, 1,000 damaged files, every failing
+# call, 1,000 schedules, a million XAES vectors), and what each tried and lost. About an hour.
 torture:
     BYOKV_TORTURE=10 cargo test --no-fail-fast -- --nocapture > target/torture.log 2>&1 || (tail -50 target/torture.log; exit 1)
     grep -h "^torture: " target/torture.log

@@ -26,7 +26,7 @@ use common::{Ended, Place, blinded, key_text, material};
 use history::{Event, is_linearizable};
 
 const CLIENTS: u64 = 3;
-const EACH: u64 = 6;
+const EACH: u64 = 8;
 const NAMES: [&str; 2] = ["a/one", "a/two"];
 
 /// A value is a number here; `None` is no record.
@@ -87,8 +87,9 @@ struct Scheduler {
 
 impl Scheduler {
     fn point(&self, point: &str) {
-        /// Whom the others wait for cannot go on; so long is the most that is lost by that.
-        const LONGEST: Duration = Duration::from_millis(2);
+        /// Whom the others wait for cannot go on: given up when nobody has passed a point for so
+        /// long, which is longer than a sync takes.
+        const STALL: Duration = Duration::from_millis(4);
 
         thread_local! {
             static COUNT: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
@@ -102,14 +103,20 @@ impl Scheduler {
         let mut hasher = DefaultHasher::new();
         (seed, std::thread::current().name(), point, count).hash(&mut hasher);
         let mut rng = Rng(hasher.finish());
-        if rng.below(3) > 0 {
-            return;
-        }
+        let others = match rng.below(6) {
+            0 => 1 + rng.below(4),
+            1 => 1 + rng.below(15),
+            2 if rng.below(4) == 0 => 60,
+            _ => return,
+        };
         self.waited.fetch_add(1, Ordering::Relaxed);
-        let until = passed + 1 + rng.below(12);
-        let start = Instant::now();
-        while self.passed.load(Ordering::SeqCst) < until && start.elapsed() < LONGEST {
+        let (mut seen, mut since) = (passed, Instant::now());
+        while seen < passed + 1 + others && since.elapsed() < STALL {
             std::thread::yield_now();
+            let now = self.passed.load(Ordering::SeqCst);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
         }
     }
 }
@@ -217,8 +224,17 @@ fn operate(store: &Store, rng: &mut Rng, keys: &mut Vec<String>) {
     }
 }
 
+/// Other records, which make a rotation longer.
+const OTHERS: usize = 6;
+
 /// One history on the org of `store`, from `before`.
-fn history(store: &Store, keys: &mut Vec<String>, seed: u64, before: &mut [Register; 2]) {
+fn history(
+    store: &Store,
+    keys: &mut Vec<String>,
+    scheduler: &Scheduler,
+    seed: u64,
+    before: &mut [Register; 2],
+) {
     let org = &store.org("acme").unwrap();
     let clock = &AtomicU64::new(0);
     let from = *before;
@@ -228,6 +244,7 @@ fn history(store: &Store, keys: &mut Vec<String>, seed: u64, before: &mut [Regis
                 let mut rng = Rng(seed << 8 | thread);
                 let mut last = from;
                 let one = |_| {
+                    scheduler.point("call");
                     let from = clock.fetch_add(1, Ordering::SeqCst);
                     let call = call(org, &mut rng, &mut last)?;
                     Some(Event { from, to: clock.fetch_add(1, Ordering::SeqCst), call })
@@ -240,6 +257,7 @@ fn history(store: &Store, keys: &mut Vec<String>, seed: u64, before: &mut [Regis
         let work = || {
             let mut rng = Rng(seed << 8 | CLIENTS);
             for _ in 0..3 {
+                scheduler.point("change");
                 operate(store, &mut rng, keys);
             }
         };
@@ -290,13 +308,16 @@ fn calls_have_an_order_and_rotations_end_on_every_schedule() {
             let fresh = Place::new();
             let store = fresh.open();
             let policy = if seed / HISTORIES % 3 == 2 { blinded() } else { OrgPolicy::byok() };
-            store.create_org("acme", policy).unwrap();
+            let org = store.create_org("acme", policy).unwrap();
+            (0..OTHERS).for_each(|i| org.put(format!("a/o{i}"), "x").unwrap());
             let keys = vec![key_text()];
             store.keys().provision("acme", material(&keys[0])).unwrap().ended();
             place = Some((store, keys, [None; 2], fresh));
         }
         let (store, keys, before, _) = place.as_mut().unwrap();
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| history(store, keys, seed, before))) {
+        if let Err(panic) =
+            catch_unwind(AssertUnwindSafe(|| history(store, keys, &scheduler, seed, before)))
+        {
             println!("BYOKV_SEED={seed}");
             resume_unwind(panic);
         }

@@ -13,7 +13,7 @@ use super::digest::{self, Prints};
 use super::files::Files;
 use super::keeper::Keeper;
 use super::keys::escape;
-use super::{settings, tail};
+use super::{settings, sums, tail};
 use crate::error::{Error, Result};
 
 /// In `system`, without a meaning of its own: written where sled has to write something.
@@ -86,6 +86,10 @@ impl Database {
             let why = "its settings, the file conf, are damaged or missing".to_owned();
             return Err(Error::StorageDamaged { path: dir.to_owned(), why });
         };
+        if let Some(blob) = sums::misplaced(dir).map_err(preparing)? {
+            let why = format!("{} does not hold what was written to it", blob.display());
+            return Err(Error::StorageDamaged { path: dir.to_owned(), why });
+        }
         tail::prepare(dir, segment).map_err(preparing)?;
         let config = sled::Config::new()
             .path(dir)

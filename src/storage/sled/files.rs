@@ -11,6 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::border::note_refusal;
+use super::sums::{self, Head, Sums};
 use crate::error::{Error, Result};
 
 pub(super) struct Files {
@@ -29,10 +30,16 @@ pub(super) struct Files {
 
 #[derive(Default)]
 struct Blobs {
-    /// Those that were synced, with the length that they had before.
-    known: HashMap<OsString, u64>,
+    /// Those that were synced, with the length that they had before and how they begin.
+    known: HashMap<OsString, (u64, Option<Head>)>,
+    sums: Sums,
     /// Time of the directory at a look that found every blob old and nothing new.
     settled: Option<SystemTime>,
+}
+
+/// What there is to note of a blob.
+fn noted((name, head): (&OsString, &Option<Head>)) -> Option<(i64, Head)> {
+    Some((name.to_str()?.parse().ok()?, (*head)?))
 }
 
 impl Files {
@@ -141,7 +148,7 @@ impl Files {
         }
         let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > OLD);
         let mut settled = is_old(changed);
-        let mut present = HashMap::new();
+        let (mut present, mut new) = (HashMap::new(), Vec::new());
         for entry in fs::read_dir(&dir).map_err(during)? {
             let name = entry.map_err(during)?.file_name();
             let path = dir.join(&name);
@@ -152,15 +159,28 @@ impl Files {
                 Err(e) => return Err(during(e)),
             };
             settled &= is_old(meta.modified().map_err(during)?);
-            if blobs.known.get(&name) != Some(&meta.len()) {
+            let known = blobs.known.get(&name).filter(|(len, _)| *len == meta.len());
+            let mut head = known.and_then(|(_, head)| *head);
+            if known.is_none() {
                 settled = false;
                 match File::open(&path) {
-                    Ok(blob) => blob.sync_all().map_err(|e| self.refused(&path, &e))?,
+                    Ok(blob) => {
+                        blob.sync_all().map_err(|e| self.refused(&path, &e))?;
+                        head = sums::head(&blob).map_err(during)?;
+                        new.extend(noted((&name, &head)));
+                    }
                     Err(e) if e.kind() == ErrorKind::NotFound => continue,
                     Err(e) => return Err(during(e)),
                 }
             }
-            present.insert(name, meta.len());
+            present.insert(name, (meta.len(), head));
+        }
+        if !new.is_empty() {
+            let all: Vec<_> =
+                present.iter().filter_map(|(name, (_, head))| noted((name, head))).collect();
+            if let Err(error) = blobs.sums.note(&self.dir, &new, all.into_iter()) {
+                tracing::warn!(%error, "the large pages' checksums are not noted");
+            }
         }
         if present.keys().any(|name| !blobs.known.contains_key(name)) {
             let opened = File::open(&dir).map_err(during)?;
@@ -174,6 +194,6 @@ impl Files {
     #[cfg(test)]
     pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool) {
         let blobs = self.blobs.lock().unwrap();
-        (blobs.known.get(name).copied(), blobs.settled.is_some())
+        (blobs.known.get(name).map(|(len, _)| *len), blobs.settled.is_some())
     }
 }

@@ -11,6 +11,7 @@ mod keys;
 mod log;
 mod scan;
 mod settings;
+mod sums;
 mod tail;
 mod write;
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::log::{self, End, SEGMENT_HEADER};
+use super::sums;
 use crate::error::Result;
 
 /// The file that says from which segment of the log on nothing is known to be durable, and that
@@ -78,13 +79,14 @@ impl Durable {
 /// 1. everything durable that the system holds: what a killed process wrote; must come before
 ///    sled frees the segments that it replaces;
 /// 2. the log cut off where it is not whole;
-/// 3. nothing noted, until sled has recovered: it frees segments meanwhile.
+/// 3. nothing noted, of the log or its blobs, until sled has recovered: it frees segments meanwhile.
 pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
     let log = dir.join("db");
     if !log.exists() {
         return Ok(());
     }
     sync_all(dir)?;
+    sums::forget(dir)?;
     remove_half_made(dir)?;
     let mut durable = Durable::open(dir)?;
     if let Some(from) = durable.noted {
@@ -243,6 +245,18 @@ mod tests {
         fs::remove_file(snapshot).unwrap();
         cut(&log, SIZE, from, &path).unwrap();
         assert_eq!(log::segments(&log, SIZE).unwrap().len(), 1);
+    }
+
+    /// Recovery may give the place of a blob to another one, and be killed then.
+    #[test]
+    fn before_recovery_nothing_is_noted_of_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        filled(&path);
+        let notes = path.join("blob-sums");
+        fs::write(&notes, [1; 32]).unwrap();
+        prepare(&path, SIZE).unwrap();
+        assert!(fs::read(notes).unwrap().is_empty());
     }
 
     #[test]
