@@ -307,7 +307,7 @@ fn calls_have_an_order_and_rotations_end_on_every_schedule() {
         if place.is_none() || seed % HISTORIES == 1 {
             let fresh = Place::new();
             let store = fresh.open();
-            let policy = if seed / HISTORIES % 3 == 2 { blinded() } else { OrgPolicy::byok() };
+            let policy = if seed / HISTORIES % 2 == 1 { blinded() } else { OrgPolicy::byok() };
             let org = store.create_org("acme", policy).unwrap();
             (0..OTHERS).for_each(|i| org.put(format!("a/o{i}"), "x").unwrap());
             let keys = vec![key_text()];
