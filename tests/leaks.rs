@@ -77,8 +77,8 @@ fn child() {
     let store = Store::open(data, RootKey::from_material(key())).unwrap();
     assert!(store.org("acme").unwrap().get("name").unwrap().is_some());
     store.keys().suspend("acme").unwrap();
-    let all = Rlimit { current: None, maximum: None };
-    rustix::process::setrlimit(Resource::Core, all).unwrap();
+    let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Core);
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
     at("end");
     std::process::abort();
 }

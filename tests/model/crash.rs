@@ -78,11 +78,12 @@ impl World {
         let mut after = self.known.orgs[i].clone();
         writes.iter().for_each(|(name, value)| after.set(name, *value));
         let names: Vec<_> = self.orgs[i].scan("").names().map(Result::unwrap).collect();
-        let happened = writes.iter().all(|(name, value)| {
+        let happened = writes.iter().all(|(name, _)| {
             let found = names.contains(&name.0).then(|| self.orgs[i].get(&name.0));
             match (found, after.get(name)) {
                 (Some(Ok(found)), Some(new)) => found.as_deref() == Some(&new.0[..]),
-                (found, new) => value.is_none() && found.is_none() && new.is_none(),
+                // Also where a later write of the batch deletes what this one put.
+                (found, new) => found.is_none() && new.is_none(),
             }
         });
         // All or nothing: if it did not happen whole, the model stays as it was.

@@ -159,13 +159,15 @@ impl<'a> Disk<'a> {
         (self.files.iter().map(late).sum(), names)
     }
 
-    /// Files with changes that a power cut may undo, by the names that they were created under.
-    pub(crate) fn unsynced_files(&self) -> Vec<&'a Path> {
+    /// Files with changes before that event which a power cut may undo, by the names that they were
+    /// created under.
+    pub(crate) fn unsynced_files(&self, before: usize) -> Vec<&'a Path> {
         let created = self.events.iter().filter_map(|event| match event {
             Event::Create { path, .. } => Some(path.as_path()),
             _ => None,
         });
-        let is_late = |file: &File| file.changes.last().is_some_and(|at| *at >= file.synced_before);
+        let is_late =
+            |file: &File| file.changes.iter().any(|at| (file.synced_before..before).contains(at));
         created.zip(&self.files).filter(|(_, file)| is_late(file)).map(|(path, _)| path).collect()
     }
 

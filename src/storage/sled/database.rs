@@ -87,7 +87,7 @@ impl Database {
             return Err(Error::StorageDamaged { path: dir.to_owned(), why });
         };
         if let Some(blob) = sums::misplaced(dir).map_err(preparing)? {
-            let why = format!("{} does not hold what was written to it", blob.display());
+            let why = format!("{} holds another page than was written to it", blob.display());
             return Err(Error::StorageDamaged { path: dir.to_owned(), why });
         }
         tail::prepare(dir, segment).map_err(preparing)?;
@@ -170,7 +170,7 @@ impl Database {
         Ok(())
     }
 
-    /// sled creates `db`, `blobs/` and snapshots and syncs no directory.
+    /// sled creates `blobs/` and snapshots and syncs no directory.
     fn sync_names(&self) -> Result<()> {
         let sync = |path: PathBuf| {
             File::open(&path)

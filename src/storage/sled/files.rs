@@ -39,7 +39,9 @@ struct Blobs {
 
 /// What there is to note of a blob.
 fn noted((name, head): (&OsString, &Option<Head>)) -> Option<(i64, Head)> {
-    Some((name.to_str()?.parse().ok()?, (*head)?))
+    let name = name.to_str()?;
+    let place = name.parse::<i64>().ok().filter(|place| place.to_string() == name)?;
+    Some((place, (*head)?))
 }
 
 impl Files {
@@ -166,7 +168,7 @@ impl Files {
                 match File::open(&path) {
                     Ok(blob) => {
                         blob.sync_all().map_err(|e| self.refused(&path, &e))?;
-                        head = sums::head(&blob).map_err(during)?;
+                        head = sums::head(&blob);
                         new.extend(noted((&name, &head)));
                     }
                     Err(e) if e.kind() == ErrorKind::NotFound => continue,
@@ -175,16 +177,18 @@ impl Files {
             }
             present.insert(name, (meta.len(), head));
         }
+        if present.keys().any(|name| !blobs.known.contains_key(name)) {
+            let opened = File::open(&dir).map_err(during)?;
+            opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
+        }
+        // Only once the names are durable: before that, a power cut may bring back what recovery has
+        // just removed from one of them.
         if !new.is_empty() {
             let all: Vec<_> =
                 present.iter().filter_map(|(name, (_, head))| noted((name, head))).collect();
             if let Err(error) = blobs.sums.note(&self.dir, &new, all.into_iter()) {
                 tracing::warn!(%error, "the large pages' checksums are not noted");
             }
-        }
-        if present.keys().any(|name| !blobs.known.contains_key(name)) {
-            let opened = File::open(&dir).map_err(during)?;
-            opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
         }
         blobs.settled = settled.then_some(changed);
         blobs.known = present;

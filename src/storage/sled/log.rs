@@ -140,7 +140,7 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// crc32 ‖ kind ‖ body, the checksum over what follows it.
-fn is_whole(blob: &Path) -> io::Result<bool> {
+pub(super) fn is_whole(blob: &Path) -> io::Result<bool> {
     match fs::read(blob) {
         Ok(bytes) => Ok(bytes
             .split_first_chunk::<4>()

@@ -1,10 +1,10 @@
 //! The settings that sled 0.34.7 keeps in the file `conf` (`config.rs`): text ‖ its crc32,
 //! little-endian.
 //!
-//! sled writes that file after it has made the log, and syncs nothing: a power cut may leave torn
-//! settings beside a log that holds something, which then never opens. So we write them, durably
-//! and before there is a log. Beside a log that holds something, settings that are damaged or
-//! missing are damage.
+//! sled writes that file without a sync: a power cut may leave torn settings beside a log that holds
+//! something, and what it cannot read of them it refuses. So we write them, durably and before there
+//! is a log. Beside a log that holds something, settings that are damaged or missing are damage:
+//! with another size of segments we would cut it off anywhere.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -49,7 +49,9 @@ fn noted(bytes: &[u8]) -> Option<usize> {
         return None;
     }
     let mut lines = std::str::from_utf8(text).ok()?.lines();
-    lines.find_map(|line| line.strip_prefix("segment_size: "))?.parse().ok()
+    let size: usize = lines.find_map(|line| line.strip_prefix("segment_size: "))?.parse().ok()?;
+    // The limits of sled's.
+    (size.is_power_of_two() && (256..=1 << 24).contains(&size)).then_some(size)
 }
 
 fn holds_something(log: &Path) -> io::Result<bool> {
@@ -79,6 +81,15 @@ mod tests {
             assert_eq!(read(&by_us), read(&by_sled));
             assert_eq!(segment_size(&by_sled, 64 << 10).unwrap(), Some(size));
         }
+    }
+
+    #[test]
+    fn sizes_that_no_log_has_are_damage() {
+        for size in [0, 1, 100, 128, 500, 1 << 25, usize::MAX] {
+            assert_eq!(noted(&settings(size)), None, "{size}");
+        }
+        assert_eq!(noted(&settings(256)), Some(256));
+        assert_eq!(noted(&settings(1 << 24)), Some(1 << 24));
     }
 
     /// Found by 20,000 power cuts within the making of a database.

@@ -17,26 +17,25 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::log;
+
 const NOTE: usize = 16;
 const HEAD: usize = 4;
 
 /// The first bytes of a blob, once they are written.
 pub(super) type Head = [u8; HEAD];
 
-pub(super) fn head(blob: &File) -> io::Result<Option<Head>> {
+pub(super) fn head(blob: &File) -> Option<Head> {
     let mut head = [0; HEAD];
-    match blob.read_exact_at(&mut head, 0) {
-        Ok(()) => Ok(Some(head)),
-        Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(None),
-        Err(e) => Err(e),
-    }
+    blob.read_exact_at(&mut head, 0).ok().map(|()| head)
 }
 
 fn path(dir: &Path) -> PathBuf {
     dir.join("blob-sums")
 }
 
-/// A blob that holds what was written to another one.
+/// A whole blob that is not the one that was written there. What is not whole, or gone, is left to
+/// sled, which notices.
 pub(super) fn misplaced(dir: &Path) -> io::Result<Option<PathBuf>> {
     let bytes = match fs::read(path(dir)) {
         Ok(bytes) => bytes,
@@ -47,11 +46,11 @@ pub(super) fn misplaced(dir: &Path) -> io::Result<Option<PathBuf>> {
     for (place, noted) in notes {
         let blob = dir.join("blobs").join(place.to_string());
         let found = match File::open(&blob) {
-            Ok(file) => head(&file)?,
+            Ok(file) => head(&file),
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
-        if found != Some(noted) {
+        if found != Some(noted) && log::is_whole(&blob)? {
             return Ok(Some(blob));
         }
     }
@@ -126,10 +125,12 @@ impl Sums {
 mod tests {
     use super::*;
 
-    fn blob(dir: &Path, place: i64, head: Head) {
+    /// What to note of it.
+    fn blob(dir: &Path, place: i64, page: &[u8]) -> (i64, Head) {
+        let head = crc32fast::hash(page).to_le_bytes();
         fs::create_dir_all(dir.join("blobs")).unwrap();
-        fs::write(dir.join("blobs").join(place.to_string()), [&head[..], b" page"].concat())
-            .unwrap();
+        fs::write(dir.join("blobs").join(place.to_string()), [&head, page].concat()).unwrap();
+        (place, head)
     }
 
     #[test]
@@ -137,16 +138,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         assert_eq!(misplaced(dir).unwrap(), None);
-        let all: Vec<(i64, Head)> = (1..=3u8).map(|i| (i64::from(i) * 1000, [i; 4])).collect();
+        let all: Vec<_> = (1..=3u8).map(|i| blob(dir, i64::from(i) * 1000, &[i; 9])).collect();
         let mut sums = Sums::default();
-        for (i, (place, head)) in all.iter().enumerate() {
-            blob(dir, *place, *head);
+        for i in 0..all.len() {
             sums.note(dir, &all[i..=i], all[..=i].iter().copied()).unwrap();
         }
         assert_eq!(misplaced(dir).unwrap(), None);
         fs::remove_file(dir.join("blobs/1000")).unwrap();
         assert_eq!(misplaced(dir).unwrap(), None, "sled may have removed it");
-        fs::rename(dir.join("blobs/3000"), dir.join("blobs/2000")).unwrap();
+        fs::write(dir.join("blobs/3000"), b"torn").unwrap();
+        assert_eq!(misplaced(dir).unwrap(), None, "sled notices");
+        blob(dir, 2000, &[3; 9]);
         assert_eq!(misplaced(dir).unwrap(), Some(dir.join("blobs/2000")));
         forget(dir).unwrap();
         assert_eq!(misplaced(dir).unwrap(), None);
@@ -156,7 +158,7 @@ mod tests {
     fn what_is_torn_or_lost_is_no_note() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        blob(dir, 7, [1; 4]);
+        blob(dir, 7, b"page");
         Sums::default().note(dir, &[(7, [2; 4])], [].into_iter()).unwrap();
         assert!(misplaced(dir).unwrap().is_some());
         let whole = fs::read(path(dir)).unwrap();
@@ -180,7 +182,7 @@ mod tests {
             sums.note(dir, &new, new.into_iter()).unwrap();
         }
         assert!(fs::metadata(path(dir)).unwrap().len() < 2 * 4096 * 16);
-        blob(dir, 19_999, [8; 4]);
+        blob(dir, 19_999, b"page");
         assert!(misplaced(dir).unwrap().is_some(), "the newest is among them");
     }
 }

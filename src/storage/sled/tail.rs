@@ -145,8 +145,8 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     let blobs = &dir.join("blobs");
     let segments = log::segments(log, size)?;
     let step = i64::try_from(size).unwrap_or(i64::MAX);
+    // At most in the segment of `from`: none was made since that was noted.
     let snapshot = newest_snapshot(dir)?;
-    let from = from.max(snapshot / step * step);
     if !segments.contains_key(&from) {
         return Ok(());
     }
@@ -228,17 +228,28 @@ mod tests {
         filled(&path);
         let log = OpenOptions::new().read(true).write(true).open(path.join("db")).unwrap();
         let segments = log::segments(&log, SIZE).unwrap();
-        let from = *segments.keys().next().unwrap();
         assert!(segments.len() > 2);
-        log.write_all_at(&[0; 100], segments[&from].offset + 200).unwrap();
+        let (&from, segment) = segments.first_key_value().unwrap();
+        let mut whole = vec![0; SIZE];
+        log.read_exact_at(&mut whole, segment.offset).unwrap();
+        let with = |changed: usize| {
+            let mut bytes = whole.clone();
+            bytes[changed] ^= 1;
+            bytes
+        };
+        // Where the message begins that such a byte is of.
+        let walked = log::walk(&with(1000), 0, SIZE, 0, &path.join("blobs")).unwrap();
+        let End::Torn(begins) = walked else { panic!("{walked:?}") };
+        assert!(begins > SEGMENT_HEADER + 1);
+        log.write_all_at(&with(SEGMENT_HEADER + 1), segment.offset).unwrap();
         for entry in fs::read_dir(&path).unwrap() {
             let entry = entry.unwrap().path();
             if entry.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
                 fs::remove_file(entry).unwrap();
             }
         }
-        let next = from + i64::try_from(SIZE).unwrap();
-        let snapshot = path.join(format!("snap.{next:016X}"));
+        let place = from + i64::try_from(begins).unwrap();
+        let snapshot = path.join(format!("snap.{place:016X}"));
         File::create(&snapshot).unwrap();
         cut(&log, SIZE, from, &path).unwrap();
         assert_eq!(log::segments(&log, SIZE).unwrap(), segments, "behind it all is whole");
