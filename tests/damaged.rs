@@ -422,6 +422,19 @@ fn a_page_whose_file_is_gone_is_noticed() {
     }
 }
 
+/// After a kill the digest is asked at opening already.
+#[test]
+fn a_record_taken_away_after_a_kill_keeps_the_store_shut() {
+    let place = Place::new();
+    make("killed", &place, &place.dir.path().join("older"));
+    tamper(&place, "records", |records| {
+        let (name, _) = records.first().unwrap().unwrap();
+        records.remove(name).unwrap();
+    });
+    let refused = place.try_open().err();
+    assert!(refused.as_ref().is_some_and(byokv::Error::is_rollback), "{refused:?}");
+}
+
 /// An old envelope opens as well as a new one, so only the digest tells; the same of a record
 /// that was taken away.
 #[test]
