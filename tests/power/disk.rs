@@ -159,8 +159,8 @@ impl<'a> Disk<'a> {
         (self.files.iter().map(late).sum(), names)
     }
 
-    /// Files with changes before that event which a power cut may undo, by the names that they were
-    /// created under.
+    /// Files that are still there with changes before that event which a power cut may undo, by the
+    /// names that they were created under.
     pub(crate) fn unsynced_files(&self, before: usize) -> Vec<&'a Path> {
         let created = self.events.iter().filter_map(|event| match event {
             Event::Create { path, .. } => Some(path.as_path()),
@@ -168,7 +168,12 @@ impl<'a> Disk<'a> {
         });
         let is_late =
             |file: &File| file.changes.iter().any(|at| (file.synced_before..before).contains(at));
-        created.zip(&self.files).filter(|(_, file)| is_late(file)).map(|(path, _)| path).collect()
+        let is_gone = |path: &Path| {
+            let mut effects = self.renamings.iter().rev().flat_map(|renaming| &renaming.effects);
+            effects.find(|(of, _)| of == path).is_some_and(|(_, node)| node.is_none())
+        };
+        let late = created.zip(&self.files).filter(|(path, file)| is_late(file) && !is_gone(path));
+        late.map(|(path, _)| path).collect()
     }
 
     fn is_durable(&self, renaming: &Renaming) -> bool {
