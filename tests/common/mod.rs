@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use byokv::{
@@ -135,9 +135,27 @@ pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         .collect()
 }
 
+/// sled holds its lock a little longer than its handles live, and so does a child that another
+/// test is just starting.
+fn open_sled(dir: &Path) -> sled::Db {
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    let start = Instant::now();
+    loop {
+        match sled::open(dir) {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("acquire lock") && start.elapsed() < LONGEST =>
+            {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// Changes a tree of sled's behind the store's back.
 pub(crate) fn tamper(place: &Place, tree: &str, change: impl FnOnce(&sled::Tree)) {
-    let db = sled::open(place.data().join("db")).unwrap();
+    let db = open_sled(&place.data().join("db"));
     change(&db.open_tree(tree).unwrap());
     db.flush().unwrap();
 }
