@@ -223,7 +223,7 @@ BREAKS = [
      "--test damaged a_record_taken_away_after"),
     ("what was accepted stays in pages of different ages", "src/engine/opening.rs",
      "            engine.erase_residue()?;", "",
-     "--test damaged a_record_taken_away_after"),
+     "--test damaged a_page"),
     ("the digest forgets deletions", "src/storage/sled/write.rs",
      ".note_deletion(database, index, &mut stripe, &[old])",
      ".note_deletion(database, index, &mut stripe, &[])",

@@ -215,6 +215,15 @@ fn make(role: &str, place: &Place, older: &Path) {
     assert!(as_meant, "{role}: {}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// Such a store, a copy of it to begin each trial with, and an older one.
+fn kept(role: &str) -> (Place, PathBuf, PathBuf) {
+    let place = Place::new();
+    let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
+    make(role, &place, &older);
+    copy_dir(&place.data(), &good);
+    (place, good, older)
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     right: u64,
@@ -333,10 +342,7 @@ fn no_damage_goes_unnoticed() {
     let mut random = Random(seed);
     let mut tally = Tally::default();
     for role in ["closed", "killed"] {
-        let place = Place::new();
-        let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        make(role, &place, &older);
-        copy_dir(&place.data(), &good);
+        let (place, good, older) = kept(role);
         let files: Vec<PathBuf> = common::contents(&good)
             .into_iter()
             .map(|(path, _)| path.strip_prefix(&good).unwrap().to_owned())
@@ -365,10 +371,7 @@ fn no_damage_goes_unnoticed() {
 #[test]
 fn large_pages_whose_files_were_exchanged_are_noticed() {
     for role in ["closed", "killed"] {
-        let place = Place::new();
-        let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        make(role, &place, &older);
-        copy_dir(&place.data(), &good);
+        let (place, good, _) = kept(role);
         // What was written right before the kill is not noted.
         let noted = fs::read(good.join("db/blob-sums")).unwrap();
         let number = |note: &[u8]| i64::from_be_bytes(note[..8].try_into().unwrap());
@@ -394,10 +397,7 @@ fn large_pages_whose_files_were_exchanged_are_noticed() {
 #[test]
 fn a_page_whose_file_is_gone_is_noticed() {
     for role in ["closed", "killed"] {
-        let place = Place::new();
-        let (good, older) = (place.dir.path().join("good"), place.dir.path().join("older"));
-        make(role, &place, &older);
-        copy_dir(&place.data(), &good);
+        let (place, good, _) = kept(role);
         // Some are of pages that were written anew since.
         let is_noticed = |blob: &PathBuf| {
             copy_dir(&good, &place.data());

@@ -3,9 +3,9 @@
 //! threads meet in the middle of each other's steps far more often than by themselves. The names'
 //! history has an order, rotations end, and nothing is left under an old key.
 //!
-//! `BYOKV_TORTURE` multiplies; `BYOKV_SEED` tries one seed, and those before it on its store. A seed gives the same calls and
-//! decisions every time, but threads also wait for locks and for the disk, so not always the same
-//! order.
+//! `BYOKV_TORTURE` multiplies; `BYOKV_SEED` tries one seed, and those before it on its store. A seed
+//! gives the same calls and decisions every time, but threads also wait for locks and for the disk, so
+//! not always the same order.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

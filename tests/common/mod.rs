@@ -105,7 +105,14 @@ pub(crate) fn new_key() -> KeyMaterial {
 }
 
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    let _ = fs::remove_dir_all(to);
+    // A store that was just refused may still be closing, and leave a file behind the removal.
+    let start = Instant::now();
+    while let Err(error) = fs::remove_dir_all(to)
+        && error.kind() != ErrorKind::NotFound
+    {
+        assert!(start.elapsed() < Duration::from_secs(10), "{error}");
+        std::thread::yield_now();
+    }
     fs::create_dir_all(to).unwrap();
     for entry in walkdir::WalkDir::new(from) {
         // sled removes files of a store that is open while they are copied.

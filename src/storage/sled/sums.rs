@@ -111,13 +111,11 @@ impl Sums {
         }
         self.count += new.len();
         new.iter().copied().for_each(&mut add);
-        if self.file.is_none() {
-            self.file = Some(OpenOptions::new().append(true).create(true).open(path(dir))?);
-        }
-        match &mut self.file {
-            Some(file) => file.write_all(&bytes),
-            None => Ok(()),
-        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(OpenOptions::new().append(true).create(true).open(path(dir))?),
+        };
+        file.write_all(&bytes)
     }
 }
 
