@@ -43,3 +43,7 @@ peers:
 # What readers and writers notice of a rotation; table and plot go into docs/.
 latency:
     cargo bench --bench latency -- --write docs
+
+# The feature `fips` on aws-lc's FIPS module; needs cmake and Go.
+fips:
+    tests/fips/run

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::id::{Fingerprint, KeyVersion};
+use crate::id::{Fingerprint, KeyVersion, Suite};
 
 mod backup;
 mod import;
@@ -66,6 +66,25 @@ pub enum Error {
     /// The text or bytes are no acceptable key material.
     #[error("not acceptable as key material: {0}; nothing was changed")]
     KeyMaterial(#[from] KeyMaterialError),
+    /// With the feature `fips`: the suite is not approved by FIPS 140-3.
+    #[error(
+        "org \"{org}\": this build has the feature `fips`, and {suite} is not approved by FIPS \
+         140-3; nothing was changed; use XAES-256-GCM: an org that has another suite changes it \
+         in a build without `fips` first"
+    )]
+    SuiteNotApproved {
+        /// The org.
+        org: String,
+        /// The suite that it has, or was to have.
+        suite: Suite,
+    },
+    /// With the feature `fips`: the ciphers are not those of aws-lc's validated module.
+    #[error(
+        "this build has the feature `fips`, but not aws-lc's FIPS module; the data directory was \
+         not touched; build it with `--features fips,aws-lc-rs/fips`, or depend on aws-lc-rs with \
+         its feature `fips`"
+    )]
+    FipsModuleMissing,
     /// The material is or was in use: by this org, another org, or as the root key.
     #[error(
         "this key (fingerprint {fingerprint}) is already in use or was used before; nothing was \

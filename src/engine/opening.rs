@@ -35,6 +35,8 @@ impl Engine {
     /// The root key is tried before anything is written, so a wrong one leaves the directory
     /// untouched.
     pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
+        #[cfg(feature = "fips")]
+        aws_lc_rs::try_fips_mode().map_err(|_| Error::FipsModuleMissing)?;
         let file = KeyringFile::new(dir.join("keyring"));
         if !file.path().exists() && !options.create && !Self::any_database(dir) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
@@ -47,6 +49,7 @@ impl Engine {
             Some(keyring) => keyring,
             None => new_keyring(dir, root.fingerprint())?,
         };
+        keyring.check_suites()?;
         let database = dir.join(Keyring::database_name(keyring.database));
         let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
         let marked = Mark::load(dir, keyring.store, &mark_key)?;

@@ -19,8 +19,10 @@ use suite::{NONCE_LEN, Nonce, SuiteKey, TAG_LEN};
 
 pub(crate) const FORMAT: u8 = 1;
 pub(crate) const HEADER_LEN: usize = 22;
+/// Where an envelope's ciphertext begins.
+const VALUE_AT: usize = HEADER_LEN + NONCE_LEN;
 /// What an envelope adds to a value, bytes.
-pub(crate) const OVERHEAD: usize = HEADER_LEN + NONCE_LEN + TAG_LEN;
+pub(crate) const OVERHEAD: usize = VALUE_AT + TAG_LEN;
 
 /// What the storage adds behind an envelope, so that it need not copy it for that.
 const STORAGE_ROOM: usize = 16;
@@ -113,12 +115,12 @@ pub(crate) fn seal(key: &SuiteKey, header: &Header, name: &[u8], value: &[u8]) -
     let header = header.encode();
     let mut envelope = Vec::with_capacity(OVERHEAD + value.len() + STORAGE_ROOM);
     envelope.extend_from_slice(&header);
-    envelope.extend_from_slice(nonce.as_bytes());
+    envelope.extend_from_slice(&[0; NONCE_LEN]);
     envelope.extend_from_slice(value);
-    let tag = with_associated_data(&header, name, |ad| {
-        key.seal_in_place(nonce, ad, &mut envelope[HEADER_LEN + NONCE_LEN..])
-    });
-    envelope.extend_from_slice(&tag);
+    with_associated_data(&header, name, |ad| {
+        key.seal_in_place(nonce, ad, &mut envelope[VALUE_AT..])
+    })
+    .complete(&mut envelope, HEADER_LEN);
     Ok(envelope)
 }
 
@@ -145,14 +147,14 @@ pub(crate) fn reseal(
     let header = header.encode();
     let mut resealed = Zeroizing::new(Vec::with_capacity(envelope.len() + STORAGE_ROOM));
     resealed.extend_from_slice(&header);
-    resealed.extend_from_slice(nonce.as_bytes());
+    resealed.extend_from_slice(&[0; NONCE_LEN]);
     resealed.extend_from_slice(parts.ciphertext);
-    let buffer = &mut resealed[HEADER_LEN + NONCE_LEN..];
+    let buffer = &mut resealed[VALUE_AT..];
     if let Err(fault) = parts.open(from, name, buffer) {
         return Ok(Err(fault));
     }
-    let tag = with_associated_data(&header, name, |ad| to.seal_in_place(nonce, ad, buffer));
-    resealed.extend_from_slice(&tag);
+    with_associated_data(&header, name, |ad| to.seal_in_place(nonce, ad, buffer))
+        .complete(&mut resealed, HEADER_LEN);
     Ok(Ok(std::mem::take(&mut *resealed)))
 }
 

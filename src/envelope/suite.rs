@@ -33,6 +33,20 @@ pub(crate) struct TagMismatch;
 /// What a cipher did not do: it does not say why.
 struct Refused;
 
+/// What sealing gives beside the ciphertext.
+pub(crate) struct Sealed {
+    pub(crate) nonce: [u8; NONCE_LEN],
+    pub(crate) tag: [u8; TAG_LEN],
+}
+
+impl Sealed {
+    /// Writes the nonce to its place `at` in the message, and the tag behind it.
+    pub(crate) fn complete(&self, message: &mut Vec<u8>, at: usize) {
+        message[at..at + NONCE_LEN].copy_from_slice(&self.nonce);
+        message.extend_from_slice(&self.tag);
+    }
+}
+
 impl SuiteKey {
     pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Self {
         match suite {
@@ -43,21 +57,20 @@ impl SuiteKey {
         }
     }
 
-    /// Encrypts `buffer` and returns the tag. The nonce is consumed: one nonce, one message.
-    pub(crate) fn seal_in_place(
-        &self,
-        nonce: Nonce,
-        ad: &[u8],
-        buffer: &mut [u8],
-    ) -> [u8; TAG_LEN] {
+    /// Encrypts `buffer`. The nonce is consumed: one nonce, one message. With the feature `fips`
+    /// XAES takes its second half from the module instead.
+    pub(crate) fn seal_in_place(&self, nonce: Nonce, ad: &[u8], buffer: &mut [u8]) -> Sealed {
+        let mut nonce = nonce.0;
         let sealed = match self {
-            Self::Xaes256Gcm(key) => key.seal(&nonce.0, ad, buffer),
-            Self::XChaCha20Poly1305(key) => key.seal(&nonce.0, ad, buffer),
+            Self::Xaes256Gcm(key) => key.seal(&mut nonce, ad, buffer),
+            Self::XChaCha20Poly1305(key) => key.seal(&mut nonce, ad, buffer),
         };
         // The ciphers refuse only messages beyond 64 GiB; values end at 64 MiB. aws-lc also
         // where it gets no memory, as Rust's own allocator would.
         #[allow(clippy::panic)]
-        sealed.unwrap_or_else(|Refused| panic!("a cipher refused to seal: out of memory"))
+        let tag =
+            sealed.unwrap_or_else(|Refused| panic!("a cipher refused to seal: out of memory"));
+        Sealed { nonce, tag }
     }
 
     /// Checks the tag, and decrypts `buffer`; on a mismatch no plaintext is in it.
@@ -86,10 +99,6 @@ impl Nonce {
     /// the pool remembers its process and is thrown away in any other.
     pub(crate) fn draw() -> Result<Self> {
         POOL.with_borrow_mut(Pool::draw)
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8; NONCE_LEN] {
-        &self.0
     }
 }
 
@@ -152,10 +161,23 @@ mod tests {
         SuiteKey::new(suite, &KeyMaterial::take(&mut { bytes }))
     }
 
-    /// Seals and opens, and returns ciphertext ‖ tag.
-    fn seal(key: &SuiteKey, nonce: [u8; 24], ad: &[u8], plaintext: &[u8]) -> Vec<u8> {
+    /// Seals with a given nonce, opens, and returns ciphertext ‖ tag.
+    fn seal(
+        (suite, material): (Suite, [u8; 32]),
+        mut nonce: [u8; 24],
+        ad: &[u8],
+        plaintext: &[u8],
+    ) -> Vec<u8> {
+        let key = key(suite, material);
         let mut buffer = plaintext.to_vec();
-        let tag = key.seal_in_place(Nonce(nonce), ad, &mut buffer);
+        let tag = if cfg!(feature = "fips") && suite == Suite::Xaes256Gcm {
+            // No nonce can be given to the module.
+            rust::Xaes256Gcm::new(&material).seal(&mut nonce, ad, &mut buffer).ok().unwrap()
+        } else {
+            let sealed = key.seal_in_place(Nonce(nonce), ad, &mut buffer);
+            assert_eq!(sealed.nonce, nonce);
+            sealed.tag
+        };
         let sealed = [&buffer[..], &tag].concat();
         key.open_in_place(&nonce, ad, &mut buffer, &tag).unwrap();
         assert_eq!(buffer, plaintext);
@@ -175,8 +197,8 @@ mod tests {
             ),
         ];
         for (byte, ad, expected) in cases {
-            let key = key(Suite::Xaes256Gcm, [byte; 32]);
-            assert_eq!(seal(&key, nonce, ad, b"XAES-256-GCM"), hex(expected));
+            let key = (Suite::Xaes256Gcm, [byte; 32]);
+            assert_eq!(seal(key, nonce, ad, b"XAES-256-GCM"), hex(expected));
         }
     }
 
@@ -195,7 +217,7 @@ mod tests {
             let plaintext = take(len.into());
             let len = take(1)[0];
             let ad = take(len.into());
-            sums.update(&seal(&key(Suite::Xaes256Gcm, material), nonce, &ad, &plaintext));
+            sums.update(&seal((Suite::Xaes256Gcm, material), nonce, &ad, &plaintext));
         }
         let mut sum = [0; 32];
         sums.finalize_xof().read(&mut sum);
@@ -227,7 +249,7 @@ mod tests {
         let plaintext = b"Ladies and Gentlemen of the class of '99: If I could offer you only \
             one tip for the future, sunscreen would be it.";
         assert_eq!(
-            seal(&key(Suite::XChaCha20Poly1305, material), nonce, &ad, plaintext),
+            seal((Suite::XChaCha20Poly1305, material), nonce, &ad, plaintext),
             hex(concat!(
                 "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb",
                 "731c7f1b0b4aa6440bf3a82f4eda7e39ae64c6708c54c216cb96b72e1213b452",
@@ -242,12 +264,11 @@ mod tests {
     fn a_mismatch_leaves_no_plaintext() {
         for suite in Suite::ALL {
             let key = key(suite, [7; 32]);
-            let nonce = Nonce::draw().unwrap();
-            let public = *nonce.as_bytes();
             let mut buffer = *b"a value";
-            let tag = key.seal_in_place(nonce, b"ad", &mut buffer);
+            let Sealed { nonce, tag } =
+                key.seal_in_place(Nonce::draw().unwrap(), b"ad", &mut buffer);
             let sealed = buffer;
-            assert_eq!(key.open_in_place(&public, b"AD", &mut buffer, &tag), Err(TagMismatch));
+            assert_eq!(key.open_in_place(&nonce, b"AD", &mut buffer, &tag), Err(TagMismatch));
             // RustCrypto keeps the ciphertext, aws-lc writes zeros over it.
             assert!(buffer == sealed || buffer == [0; 7]);
         }
@@ -273,8 +294,13 @@ mod tests {
                     ) {
                         let (a, b) = (aws::$suite::new(&key), rust::$suite::new(&key));
                         let (mut of_a, mut of_b) = (plain.clone(), plain.clone());
-                        let tag_a = a.seal(&nonce, &ad, &mut of_a).ok().unwrap();
-                        let tag_b = b.seal(&nonce, &ad, &mut of_b).ok().unwrap();
+                        let mut used = nonce;
+                        let tag_a = a.seal(&mut used, &ad, &mut of_a).ok().unwrap();
+                        // With `fips` the module drew a part of it.
+                        prop_assert_eq!(&used[..12], &nonce[..12]);
+                        prop_assert!(used == nonce || cfg!(feature = "fips"));
+                        let mut nonce = used;
+                        let tag_b = b.seal(&mut nonce, &ad, &mut of_b).ok().unwrap();
                         prop_assert_eq!((&of_a, tag_a), (&of_b, tag_b));
                         let mut changed = [&of_a[..], &tag_a].concat();
                         prop_assert!(a.open(&nonce, &ad, &mut of_b, &tag_b).is_ok());

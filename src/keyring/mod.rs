@@ -189,6 +189,15 @@ impl Keyring {
         self.orgs.iter().find(|org| org.id == id)
     }
 
+    /// Whether this build may work with every org's suite.
+    pub(crate) fn check_suites(&self) -> Result<()> {
+        let seen = self.orgs.iter().filter(|org| org.is_seen());
+        let mut suites = seen.flat_map(|org| {
+            std::iter::once(org.suite).chain(org.suite_before).map(|suite| (&org.name, suite))
+        });
+        suites.try_for_each(|(name, suite)| rules::check_suite(name, suite))
+    }
+
     /// The entry of a handle's org, to change it.
     pub(crate) fn org_mut(&mut self, id: OrgId, name: &str) -> Result<&mut OrgEntry> {
         match self.orgs.iter_mut().find(|org| org.id == id) {
@@ -238,6 +247,7 @@ impl Keyring {
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint)?;
         let suite = policy.suite();
+        rules::check_suite(name, suite)?;
         let version = KeyVersion::FIRST;
         let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
         self.orgs.push(OrgEntry {
@@ -329,6 +339,7 @@ impl OrgEntry {
         if self.suite_before.is_some() {
             return Err(self.conflict("a change of its suite is still under way"));
         }
+        rules::check_suite(&self.name, suite)?;
         let before = std::mem::replace(&mut self.suite, suite);
         self.suite_before = Some(before);
         Ok(before)

@@ -118,6 +118,7 @@ impl Keyring {
         if origin == Origin::Customer && !history.policy.may_bring_key() {
             return Err(Error::NotEntitled { org: name.clone() });
         }
+        rules::check_suite(name, history.suite)?;
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint)?;
         let mut ancestors = history.ancestors.clone();
@@ -218,6 +219,15 @@ mod tests {
         assert_eq!(states, [(1, Retired), (2, Retired), (3, Active)]);
         assert_eq!(org.ancestors, [id(1)]);
         assert!(!org.is_rotating());
+    }
+
+    #[test]
+    #[cfg(feature = "fips")]
+    fn with_fips_an_org_under_another_suite_is_not_restored() {
+        let mut history = history();
+        history.suite = Suite::XChaCha20Poly1305;
+        let refused = restore(&mut ring(9), &history, 3);
+        assert!(matches!(refused, Err(Error::SuiteNotApproved { .. })), "{refused:?}");
     }
 
     /// Invariant 10, over a backup.

@@ -223,6 +223,14 @@ impl OrgPolicy {
     }
 }
 
+/// With the feature `fips`, only what FIPS 140-3 approves.
+pub(crate) fn check_suite(org: &str, suite: Suite) -> Result<()> {
+    if cfg!(feature = "fips") && suite != Suite::Xaes256Gcm {
+        return Err(Error::SuiteNotApproved { org: org.to_owned(), suite });
+    }
+    Ok(())
+}
+
 /// When keys rotate and retire, as a part of a sentence.
 impl fmt::Display for OrgPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -121,3 +121,23 @@ fn an_encoded_keyring_comes_back_whole() {
     assert_eq!(crate::sealed::encode(&back), bytes);
     assert_eq!(back.org("acme").unwrap().newest().material.as_ref().unwrap().expose(), &[2; 32]);
 }
+
+#[test]
+#[cfg(feature = "fips")]
+fn with_fips_no_org_has_or_gets_a_suite_that_is_not_approved() {
+    fn refused<T>(result: Result<T>) -> bool {
+        matches!(result, Err(Error::SuiteNotApproved { .. }))
+    }
+    let other = Suite::XChaCha20Poly1305;
+    let mut ring = ring();
+    let policy = OrgPolicy::byok().with_suite(other);
+    assert!(refused(ring.create_org(OrgId::from_bytes([2; 16]), "b", policy, material(2), 5)));
+    assert!(refused(org_mut(&mut ring).unwrap().change_suite(other)));
+    ring.check_suites().unwrap();
+    // As a build without `fips` left it, in the middle of a change and after it.
+    org_mut(&mut ring).unwrap().suite_before = Some(other);
+    assert!(refused(ring.check_suites()));
+    org_mut(&mut ring).unwrap().suite_before = None;
+    org_mut(&mut ring).unwrap().suite = other;
+    assert!(refused(ring.check_suites()));
+}

@@ -49,10 +49,9 @@ pub(crate) fn open<T: DeserializeOwned>(key: &SuiteKey, ad: &[u8], sealed: &[u8]
 pub(crate) fn seal_bytes(key: &SuiteKey, ad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>> {
     let nonce = Nonce::draw()?;
     let mut sealed = Vec::with_capacity(NONCE_LEN + plaintext.len() + TAG_LEN);
-    sealed.extend_from_slice(nonce.as_bytes());
+    sealed.extend_from_slice(&[0; NONCE_LEN]);
     sealed.extend_from_slice(plaintext);
-    let tag = key.seal_in_place(nonce, ad, &mut sealed[NONCE_LEN..]);
-    sealed.extend_from_slice(&tag);
+    key.seal_in_place(nonce, ad, &mut sealed[NONCE_LEN..]).complete(&mut sealed, 0);
     Ok(sealed)
 }
 

@@ -1,7 +1,13 @@
 //! The suites, byte for byte the same, by aws-lc: its AES-256-GCM and ChaCha20-Poly1305 take
 //! nonces of 96 bits, so each message gets a key of its own from the first part of the nonce, as
 //! the two standards say. Wiping keys is aws-lc's: it clears what it frees.
+//!
+//! With the feature `fips` XAES seals with a `RandomizedNonceKey`: the validated module approves of
+//! AES-256-GCM only where it draws the nonce itself. What it draws becomes the second half of
+//! XAES's nonce, so the bytes are XAES's as before, and any build opens them.
 
+#[cfg(feature = "fips")]
+use aws_lc_rs::aead::RandomizedNonceKey;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, UnboundCipherKey};
 use aws_lc_rs::error::Unspecified;
@@ -46,6 +52,22 @@ impl Xaes256Gcm {
         self.aes.as_ref().ok_or(Unspecified)?.encrypt(&mut *key)?;
         Ok(key)
     }
+
+    #[cfg(feature = "fips")]
+    pub(super) fn seal(
+        &self,
+        nonce: &mut [u8; NONCE_LEN],
+        ad: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Refused> {
+        let sealed = self.message_key(nonce).and_then(|key| {
+            let key = RandomizedNonceKey::new(&AES_256_GCM, &*key)?;
+            key.seal_in_place_separate_tag(Aad::from(ad), buffer)
+        });
+        let (drawn, tag) = sealed.map_err(|_| Refused)?;
+        nonce[REST..].copy_from_slice(drawn.as_ref());
+        tag.as_ref().try_into().map_err(|_| Refused)
+    }
 }
 
 impl ZeroizeOnDrop for Xaes256Gcm {}
@@ -83,25 +105,13 @@ fn rest(nonce: &[u8; NONCE_LEN], used: usize) -> aws_lc_rs::aead::Nonce {
     aws_lc_rs::aead::Nonce::assume_unique_for_key(rest)
 }
 
-macro_rules! suite {
+macro_rules! opening {
     ($name:ident, $algorithm:expr, $used:expr) => {
         impl $name {
             fn key(&self, nonce: &[u8; NONCE_LEN]) -> Result<LessSafeKey, Unspecified> {
                 let algorithm: &'static Algorithm = &$algorithm;
                 let key = self.message_key(nonce)?;
                 UnboundKey::new(algorithm, &*key).map(LessSafeKey::new)
-            }
-
-            pub(super) fn seal(
-                &self,
-                nonce: &[u8; NONCE_LEN],
-                ad: &[u8],
-                buffer: &mut [u8],
-            ) -> Result<[u8; TAG_LEN], Refused> {
-                let sealed = self.key(nonce).and_then(|key| {
-                    key.seal_in_place_separate_tag(rest(nonce, $used), Aad::from(ad), buffer)
-                });
-                sealed.ok().and_then(|tag| tag.as_ref().try_into().ok()).ok_or(Refused)
             }
 
             pub(super) fn open(
@@ -121,5 +131,26 @@ macro_rules! suite {
     };
 }
 
-suite!(Xaes256Gcm, AES_256_GCM, REST);
-suite!(XChaCha20Poly1305, CHACHA20_POLY1305, BLOCK);
+macro_rules! sealing {
+    ($name:ident, $used:expr) => {
+        impl $name {
+            pub(super) fn seal(
+                &self,
+                nonce: &mut [u8; NONCE_LEN],
+                ad: &[u8],
+                buffer: &mut [u8],
+            ) -> Result<[u8; TAG_LEN], Refused> {
+                let sealed = self.key(nonce).and_then(|key| {
+                    key.seal_in_place_separate_tag(rest(nonce, $used), Aad::from(ad), buffer)
+                });
+                sealed.ok().and_then(|tag| tag.as_ref().try_into().ok()).ok_or(Refused)
+            }
+        }
+    };
+}
+
+opening!(Xaes256Gcm, AES_256_GCM, REST);
+#[cfg(not(feature = "fips"))]
+sealing!(Xaes256Gcm, REST);
+opening!(XChaCha20Poly1305, CHACHA20_POLY1305, BLOCK);
+sealing!(XChaCha20Poly1305, BLOCK);

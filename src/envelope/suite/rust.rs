@@ -16,11 +16,11 @@ macro_rules! suite {
 
             pub(super) fn seal(
                 &self,
-                nonce: &[u8; NONCE_LEN],
+                nonce: &mut [u8; NONCE_LEN],
                 ad: &[u8],
                 buffer: &mut [u8],
             ) -> Result<[u8; TAG_LEN], Refused> {
-                let tag = self.0.encrypt_inout_detached(nonce.into(), ad, buffer.into());
+                let tag = self.0.encrypt_inout_detached((&*nonce).into(), ad, buffer.into());
                 tag.map(Into::into).map_err(|_| Refused)
             }
 
