@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crossbeam::channel::{self, RecvTimeoutError};
+
 use super::super::Space;
 use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
-use super::keeper::Keeper;
+use super::keeper::{self, Keeper};
 use super::keys::escape;
 use super::{settings, sums, tail};
 use crate::error::{Error, Result};
@@ -26,6 +28,22 @@ fn another_value() -> Vec<u8> {
     let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     [nanos, count].map(u64::to_be_bytes).concat()
+}
+
+/// Flushes where there is no keeper yet. sled wakes nobody who waits for a flush when a write
+/// fails that it had left to whoever was writing (`Log::exit_reservation`); the next write does.
+fn flush_first(db: &sled::Db, system: &sled::Tree) -> sled::Result<()> {
+    std::thread::scope(|scope| {
+        let (alive, ended) = channel::bounded::<()>(0);
+        let flush = scope.spawn(move || {
+            let _alive = alive;
+            db.flush()
+        });
+        while ended.recv_timeout(keeper::LOOK) == Err(RecvTimeoutError::Timeout) {
+            system.insert(OPENED_KEY, another_value())?;
+        }
+        flush.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop)
+    })
 }
 
 /// A range of keys as sled has them, and a pair.
@@ -112,7 +130,7 @@ impl Database {
                 // sled has freed segments up to where it goes on writing: this makes it write
                 // there, so that `Keeper::start` finds the place.
                 system.insert(OPENED_KEY, another_value())?;
-                db.flush()?;
+                flush_first(&db, &system)?;
                 Ok((db.clone(), (db, records, system)))
             })
         };

@@ -24,6 +24,9 @@ use super::log;
 use super::tail::Durable;
 use crate::error::{Error, Result};
 
+/// How often whoever waits for a flush looks whether it can still come.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
 pub(super) struct Keeper {
     files: Arc<Files>,
     /// Bytes that were written since the last turn.
@@ -123,7 +126,6 @@ impl Keeper {
 
     /// Returns when all that was written before is durable. `write` writes something to sled.
     pub(super) fn sync(&self, write: impl Fn() -> Result<()>) -> Result<()> {
-        const LOOK: Duration = Duration::from_secs(1);
         const LONG: Duration = Duration::from_secs(10);
 
         let (reply, answer) = channel::bounded(1);
