@@ -73,6 +73,21 @@ fn how_names_are_stored_is_chosen_once() {
 
 /// 7: a blinded name that does not open blocks retirement, and stops nobody else.
 #[test]
+fn a_name_of_too_many_segments_is_refused() {
+    let place = Place::new();
+    let store = place.open();
+    let org = store.create_org("acme", blinded()).unwrap();
+    let deep = |segments: usize| vec!["x"; segments].join("/");
+    org.put(deep(128), "v").unwrap();
+    assert!(org.get(deep(128)).unwrap().unwrap() == b"v"[..]);
+    match org.put(deep(129), "v") {
+        Err(Error::NameDepth { segments, limit }) => assert_eq!((segments, limit), (129, 128)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(org.count().unwrap(), 1);
+}
+
+#[test]
 fn a_damaged_name_keeps_the_old_key_alive() {
     let place = Place::new();
     let store = place.open();

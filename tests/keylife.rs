@@ -56,6 +56,10 @@ fn a_key_is_held_until_it_is_released_by_hand() {
     check_filled(&store.org("acme").unwrap(), 100);
     let events = events(&store);
     assert!(events.contains(&AuditEvent::KeyHeld) && events.contains(&AuditEvent::KeyReleased));
+    let mut entries = store.keys().audit().map(Result::unwrap);
+    let held = entries.find(|entry| entry.event == AuditEvent::KeyHeld).unwrap();
+    let of_key = (Some(certificate.version), Some(certificate.fingerprint));
+    assert_eq!((held.version, held.fingerprint), of_key);
 }
 
 /// Found by reading: who waited was sent to the operator, who had given his word meanwhile.

@@ -328,6 +328,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_due_at_its_limit_and_not_before() {
+        let seconds = Duration::from_secs;
+        let limits = RotateAfter { age: Some(seconds(9)), records: Some(8), bytes: Some(7) };
+        assert_eq!(limits.due(seconds(8), 7, 6), None);
+        assert_eq!(limits.due(seconds(9), 7, 6), Some(Due::Age));
+        assert_eq!(limits.due(seconds(8), 8, 6), Some(Due::Records));
+        assert_eq!(limits.due(seconds(8), 7, 7), Some(Due::Bytes));
+        assert_eq!(RotateAfter::default().due(Duration::MAX, u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
     fn a_policy_reads_as_a_sentence() {
         let days = |days: u64| Duration::from_secs(days * 24 * 3600);
         let policy = OrgPolicy::byok();

@@ -195,6 +195,20 @@ mod tests {
     }
 
     #[test]
+    fn erasing_an_org_ends_its_tokens_and_no_others() {
+        let mut ring = ring();
+        let other = OrgId::from_bytes([2; 16]);
+        let material = KeyMaterial::take(&mut [2; 32]);
+        ring.create_org(other, "globex", OrgPolicy::byok(), material, 5).unwrap();
+        ring.add_token("acme", token(1, 100)).unwrap();
+        ring.add_token("globex", LiveToken { org: other, ..token(2, 100) }).unwrap();
+        ring.erase(ACME, "acme", 7).unwrap();
+        assert_eq!(refusal(&ring, 1), ImportError::Expired { token: id(1), expired_unix_ms: 7 });
+        assert_eq!(ring.token(id(2)).unwrap().org, other);
+        assert_eq!(ring.tokens.live.len(), 1, "the private half is gone");
+    }
+
+    #[test]
     fn the_newest_thousand_ended_tokens_are_remembered() {
         let mut ring = ring();
         for number in 0..1001 {
