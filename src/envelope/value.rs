@@ -89,6 +89,14 @@ mod tests {
     }
 
     #[test]
+    fn reads_as_its_bytes_until_it_is_wiped() {
+        let mut value = Value::from(b"hunter2".to_vec());
+        assert_eq!(AsRef::<[u8]>::as_ref(&value), b"hunter2");
+        value.zeroize();
+        assert!(value.is_empty());
+    }
+
+    #[test]
     fn compares_with_bytes() {
         let value = Value::from(b"abc".to_vec());
         assert!(value == b"abc"[..]);
