@@ -208,3 +208,35 @@ fn one_process_at_a_time() {
     drop(org);
     place.open();
 }
+
+/// A process that is being started has all our files, and so our locks, until it executes.
+#[test]
+#[cfg(unix)]
+fn a_store_is_opened_again_while_other_threads_start_processes() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let place = Place::new();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut command = std::process::Command::new("true");
+                    // What runs before `exec` makes it a `fork`, and the moment longer.
+                    #[allow(unsafe_code)]
+                    // SAFETY: yields the processor, no more.
+                    unsafe {
+                        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                            (0..100).for_each(|_| std::thread::yield_now());
+                            Ok(())
+                        })
+                    };
+                    command.status().unwrap();
+                }
+            });
+        }
+        let outcome = (0..20).try_for_each(|_| place.try_open()?.close());
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
+}

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crossbeam::sync::ShardedLock;
 
@@ -175,19 +176,31 @@ fn make_dir(dir: &Path) -> Result<()> {
 }
 
 /// Locks the directory; sled's own lock on its file comes later and names no process.
+///
+/// A process that another thread of ours is just starting shares our files, and so their locks,
+/// from `fork` to `exec`: what seems to be locked by ourselves may be free in a moment.
 fn lock(dir: &Path) -> Result<File> {
+    const LONGEST: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(1);
+
     let path = dir.join("LOCK");
     let during = |e| Error::io(format!("locking {}", path.display()), e);
     let mut lock = file::private(&path).map_err(during)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let read = lock.read_to_string(&mut holder);
-            let pid = read.ok().and_then(|_| holder.trim().parse().ok());
-            Err(Error::StoreLocked { path: dir.to_owned(), pid })
+    let start = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let read = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
+                let pid: Option<u32> = read.ok().and_then(|_| holder.trim().parse().ok());
+                if pid != Some(std::process::id()) || start.elapsed() > LONGEST {
+                    return Err(Error::StoreLocked { path: dir.to_owned(), pid });
+                }
+                std::thread::park_timeout(STEP);
+            }
+            Err(TryLockError::Error(e)) => return Err(during(e)),
         }
-        Err(TryLockError::Error(e)) => Err(during(e)),
     }
 }
 
