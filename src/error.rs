@@ -78,7 +78,7 @@ pub enum Error {
         /// The suite that it has, or was to have.
         suite: Suite,
     },
-    /// With the feature `fips`: the ciphers are not those of aws-lc's validated module.
+    /// With the feature `fips`: the ciphers are not those of aws-lc's FIPS module.
     #[error(
         "this build has the feature `fips`, but not aws-lc's FIPS module; the data directory was \
          not touched; build it with `--features fips,aws-lc-rs/fips`, or depend on aws-lc-rs with \
@@ -421,6 +421,8 @@ impl Error {
                 | Self::NameDepth { .. }
                 | Self::ValueTooLarge { .. }
                 | Self::InvalidOption { .. }
+                | Self::SuiteNotApproved { .. }
+                | Self::FipsModuleMissing
         )
     }
 

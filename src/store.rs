@@ -135,8 +135,9 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
-    /// touched); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; disk
-    /// errors of the machine.
+    /// touched); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; with the
+    /// feature `fips` [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the
+    /// machine.
     pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
         self.check()?;
         let options = EngineOptions {

@@ -1,4 +1,4 @@
-//! The feature `fips`, with aws-lc's validated module (`--features fips,aws-lc-rs/fips`) and
+//! The feature `fips`, with aws-lc's FIPS module (`--features fips,aws-lc-rs/fips`) and
 //! without it.
 
 #![cfg(feature = "fips")]
@@ -12,7 +12,7 @@ fn root() -> RootKey {
 }
 
 #[test]
-fn no_store_opens_without_the_validated_module() {
+fn no_store_opens_without_the_fips_module() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let opened = Store::open(&data, root());

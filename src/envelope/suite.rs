@@ -35,8 +35,8 @@ struct Refused;
 
 /// What sealing gives beside the ciphertext.
 pub(crate) struct Sealed {
-    pub(crate) nonce: [u8; NONCE_LEN],
-    pub(crate) tag: [u8; TAG_LEN],
+    nonce: [u8; NONCE_LEN],
+    tag: [u8; TAG_LEN],
 }
 
 impl Sealed {

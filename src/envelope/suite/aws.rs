@@ -2,7 +2,7 @@
 //! nonces of 96 bits, so each message gets a key of its own from the first part of the nonce, as
 //! the two standards say. Wiping keys is aws-lc's: it clears what it frees.
 //!
-//! With the feature `fips` XAES seals with a `RandomizedNonceKey`: the validated module approves of
+//! With the feature `fips` XAES seals with a `RandomizedNonceKey`: the FIPS module approves of
 //! AES-256-GCM only where it draws the nonce itself. What it draws becomes the second half of
 //! XAES's nonce, so the bytes are XAES's as before, and any build opens them.
 
