@@ -25,7 +25,7 @@ use crate::keyring::root::RootKey;
 use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
-use crate::rotation::{Phase, Rotations, Throttle, WorkerThread};
+use crate::rotation::{NICEST, Phase, Rotations, Throttle, WorkerThread};
 use crate::storage::SledOptions;
 
 #[cfg(feature = "backup")]
@@ -50,6 +50,7 @@ pub struct Options {
     segment_bytes: usize,
     sync_interval: Duration,
     rotation_workers: usize,
+    rotation_niceness: u8,
     throttle: Option<Throttle>,
     create: bool,
     accept_rollback: bool,
@@ -65,6 +66,7 @@ impl Options {
             segment_bytes: 512 << 10,
             sync_interval: Duration::from_millis(500),
             rotation_workers: cores.min(4),
+            rotation_niceness: 10,
             throttle: None,
             create: true,
             accept_rollback: false,
@@ -102,6 +104,19 @@ impl Options {
     #[must_use]
     pub fn rotation_workers(mut self, workers: usize) -> Self {
         self.rotation_workers = workers;
+        self
+    }
+
+    /// How far the rotation's threads stand back from all others that want the processor: what is
+    /// added to the nice value ([`setpriority(2)`]) of the thread that opens the store, which ends
+    /// at 19. Default 10; 0 to 19. With 10, a rotation gets about a tenth of a core for which a
+    /// thread of yours competes, and all of an idle one. 0 if the rotation is what you wait for.
+    /// Linux only; elsewhere the threads compete like any other.
+    ///
+    /// [`setpriority(2)`]: https://man7.org/linux/man-pages/man2/setpriority.2.html
+    #[must_use]
+    pub fn rotation_niceness(mut self, niceness: u8) -> Self {
+        self.rotation_niceness = niceness;
         self
     }
 
@@ -150,8 +165,12 @@ impl Options {
             accept_rollback: self.accept_rollback,
         };
         let engine = Engine::open(dir.as_ref(), root, &options)?;
-        let (rotations, worker) =
-            Rotations::start(Arc::clone(&engine), self.rotation_workers, self.throttle)?;
+        let (rotations, worker) = Rotations::start(
+            Arc::clone(&engine),
+            self.rotation_workers,
+            self.rotation_niceness,
+            self.throttle,
+        )?;
         let syncer = Syncer::start(Arc::clone(&rotations), self.sync_interval)?;
         Ok(Store { engine, rotations, worker, syncer })
     }
@@ -171,6 +190,9 @@ impl Options {
         }
         if !(1..=64).contains(&self.rotation_workers) {
             return invalid("rotation_workers", "1 to 64");
+        }
+        if self.rotation_niceness > NICEST {
+            return invalid("rotation_niceness", "0 to 19");
         }
         Ok(())
     }

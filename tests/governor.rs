@@ -7,7 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use byokv::{Progress, Rotation, Throttle};
+use byokv::{Options, Progress, Rotation, Throttle};
 use common::{Ended, Place, check_filled, filled};
 
 /// Waits until the rotation is as `wanted`, on its own changes.
@@ -122,4 +122,55 @@ fn a_deadline_that_is_over_does_not_slow_what_came_later() {
     }
     rotation.resume().unwrap();
     rotation.ended();
+}
+
+/// Names and nice values of this process's threads, by the system.
+#[cfg(target_os = "linux")]
+fn niceness_of_threads() -> Vec<(String, i32)> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    // A thread may end in between.
+    let stats = threads.filter_map(|t| std::fs::read_to_string(t.ok()?.path().join("stat")).ok());
+    stats
+        .map(|stat| {
+            // proc_pid_stat(5): the name in brackets, then from the state on what is separated
+            // by blanks; nice is the 19th of all.
+            let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+            let nice = rest.split(' ').nth(16).unwrap();
+            (name.to_owned(), nice.parse().unwrap())
+        })
+        .collect()
+}
+
+/// Readers and writers come first, and so do the threads that they wait for: sled's, and the
+/// one that syncs.
+#[test]
+#[cfg(target_os = "linux")]
+fn only_the_rotations_threads_stand_back() {
+    /// No other store of this process has it.
+    const BY: u8 = 7;
+
+    let place = Place::new();
+    let options = Options::new().rotation_niceness(BY).rotation_workers(3);
+    let store = options.open(place.data(), place.root_key()).unwrap();
+    let before = niceness_of_threads().into_iter().map(|(_, nice)| nice).min().unwrap();
+    if before + 10 > 19 {
+        // Run by nice(1): there is no place further back, or others share it.
+        return;
+    }
+    let standing_back = || {
+        let all = niceness_of_threads().into_iter();
+        let back = all.filter(|(_, nice)| *nice == before + i32::from(BY));
+        let mut names: Vec<_> = back.map(|(name, _)| name).collect();
+        names.sort();
+        names
+    };
+    let expected = ["byokv-rewrite", "byokv-rewrite", "byokv-rewrite", "byokv-rotation"];
+    assert_eq!(standing_back(), expected);
+    let org = filled(&store, "acme", 2000);
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    assert_eq!(standing_back(), expected);
+    check_filled(&org, 2000);
+    store.close().unwrap();
+    let refused = Options::new().rotation_niceness(20).open(place.data(), place.root_key());
+    assert!(refused.unwrap_err().to_string().contains("0 to 19"));
 }

@@ -14,10 +14,12 @@ mod pass;
 mod progress;
 mod retire;
 mod task;
+mod thread;
 mod throttle;
 mod worker;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,6 +37,7 @@ pub(crate) use handle::Target;
 pub use handle::{Erasure, Rotation};
 pub(crate) use hold::release;
 pub use progress::{Phase, Progress};
+pub(crate) use thread::NICEST;
 pub use throttle::Throttle;
 
 /// What handles and worker share.
@@ -95,8 +98,10 @@ impl Rotations {
     pub(crate) fn start(
         engine: Arc<Engine>,
         workers: usize,
+        niceness: u8,
         throttle: Option<Throttle>,
     ) -> Result<(Arc<Self>, WorkerThread)> {
+        let starting = |e| Error::io("starting the rotation's threads", e);
         let stored = engine.storage.get(Space::System, SETTINGS_KEY)?;
         let stored = stored.and_then(|stored| engine.notary.open(SETTINGS_KEY, &stored));
         let mut settings: Settings = stored.unwrap_or_default();
@@ -122,10 +127,18 @@ impl Rotations {
             rotations.erase(&org);
         }
         let shared = Arc::clone(&rotations);
+        let (say_started, started) = channel::bounded(1);
         let thread = std::thread::Builder::new()
             .name("byokv-rotation".to_owned())
-            .spawn(move || worker::run(&shared, &received, workers))
-            .map_err(|e| Error::io("starting the rotation's thread", e))?;
+            .spawn(move || {
+                thread::stand_back(niceness);
+                worker::run(&shared, &received, workers, &say_started);
+            })
+            .map_err(starting)?;
+        started
+            .recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+            .map_err(starting)?;
         Ok((rotations, WorkerThread(Some(thread))))
     }
 

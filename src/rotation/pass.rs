@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::thread::Work;
 use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable, split_at_places_of};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -190,6 +191,7 @@ pub(super) struct Job {
 pub(super) struct Done {
     pub(super) org: OrgId,
     pub(super) tally: Tally,
+    /// On a processor.
     pub(super) busy: Duration,
     /// Why the chunk was not finished.
     pub(super) error: Option<Error>,
@@ -199,7 +201,7 @@ impl Job {
     /// Never panics: a panic stops this org's rotation, not the store.
     pub(super) fn run(self, engine: &Engine) -> Done {
         let _inside = self.span.enter();
-        let started = Instant::now();
+        let work = Work::begin();
         let mut tally = Tally::default();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.records.iter().try_for_each(|(key, stored)| {
@@ -211,7 +213,7 @@ impl Job {
             Ok(outcome) => outcome.err(),
             Err(_) => Some(Error::Bug { org: self.org.name.to_string() }),
         };
-        Done { org: self.org.id, tally, busy: started.elapsed(), error }
+        Done { org: self.org.id, tally, busy: work.done(), error }
     }
 }
 

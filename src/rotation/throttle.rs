@@ -86,7 +86,8 @@ impl Throttle {
         Ok(self)
     }
 
-    /// The worker threads work at most this share of the time, and rest for the remainder.
+    /// The worker threads work at most this share of the time, and rest for the remainder. Work
+    /// is time on a processor on Linux; elsewhere waiting for one, or for the disk, counts too.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 1.
@@ -99,7 +100,8 @@ impl Throttle {
         Ok(self)
     }
 
-    /// All worker threads together keep at most this share of one core busy.
+    /// All worker threads together keep at most this share of one core busy, measured as for
+    /// [`with_share_of_time`](Self::with_share_of_time).
     ///
     /// # Errors
     /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 64.

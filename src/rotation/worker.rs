@@ -2,6 +2,7 @@
 //! waits on a condition, never for a time alone.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -9,6 +10,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use super::governor::{Governor, Seen};
 use super::pass::{Done, Job};
 use super::task::{Step, Task};
+use super::thread::Work;
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
 use crate::audit::now_unix_ms;
@@ -25,15 +27,21 @@ struct Coordinator<'a> {
     governor: Governor,
 }
 
-/// Runs until `Command::Stop`.
-pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usize) {
+/// Says whether all threads have started, and if so runs until `Command::Stop`.
+pub(super) fn run(
+    shared: &Rotations,
+    commands: &Receiver<Command>,
+    workers: usize,
+    started: &Sender<io::Result<()>>,
+) {
     // A second chunk for each thread waits in the channel, so that none has to wait for one.
     let (jobs, taken) = channel::bounded::<Job>(workers * 2);
     let (finished, results) = channel::unbounded::<Done>();
     let scope = crossbeam::thread::scope(|scope| {
         for _ in 0..workers {
             let (taken, finished) = (taken.clone(), finished.clone());
-            scope.spawn(move |_| {
+            let thread = scope.builder().name("byokv-rewrite".to_owned());
+            let thread = thread.spawn(move |_| {
                 suite::this_thread_never_forks();
                 for job in taken {
                     if finished.send(job.run(&shared.engine)).is_err() {
@@ -41,8 +49,14 @@ pub(super) fn run(shared: &Rotations, commands: &Receiver<Command>, workers: usi
                     }
                 }
             });
+            if let Err(error) = thread {
+                // The others end without a channel.
+                let _ = started.send(Err(error));
+                return;
+            }
         }
         drop((taken, finished));
+        let _ = started.send(Ok(()));
         let coordinator = Coordinator {
             shared,
             workers,
@@ -223,12 +237,13 @@ impl Coordinator<'_> {
             return false;
         }
         let shared = self.shared;
+        let work = Work::begin();
         let surveyed = self.tasks.iter_mut().any(|task| {
             let wanted = by_deadline || shared.is_asked(task.org.id);
             wanted && task.survey(&shared.engine)
         });
         if surveyed {
-            self.pace.worked(now, limits, now.elapsed());
+            self.pace.worked(now, limits, work.done());
         }
         surveyed
     }

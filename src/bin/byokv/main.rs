@@ -234,7 +234,9 @@ impl Context {
                 data.join("keyring").display()
             )));
         }
-        Ok(Options::new().create(false).open(data, self.root_key()?)?)
+        // A rotation is what the tool is run for, and nobody else uses its store.
+        let options = Options::new().create(false).rotation_niceness(0);
+        Ok(options.open(data, self.root_key()?)?)
     }
 
     /// Opens the store, and closes it after `work`, durably.
