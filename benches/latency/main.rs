@@ -40,6 +40,9 @@ struct Args {
     /// How often everything is done; the round with the median ratio is shown.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Only the rotations that have this in their name.
+    #[arg(default_value = "")]
+    only: String,
     /// Folder of `performance.md`, whose table is replaced, and of the plot.
     #[arg(long)]
     write: Option<PathBuf>,
@@ -88,7 +91,7 @@ fn main() {
 
     let usual = usual_p99(&args, &org, rate);
     let unlimited = Throttle::unlimited;
-    let ways = [
+    let mut ways = vec![
         ("not limited".to_owned(), unlimited()),
         ("a quarter of a core".to_owned(), unlimited().with_share_of_core(0.25).unwrap()),
         (
@@ -96,12 +99,15 @@ fn main() {
             unlimited().with_foreground_p99(usual.mul_f64(1.25)).unwrap(),
         ),
     ];
+    ways.retain(|(name, _)| name.contains(&args.only));
     let mut outcomes: Vec<Vec<Outcome>> = ways.iter().map(|_| Vec::new()).collect();
     for round in 1..=args.rounds {
         for ((name, throttle), outcomes) in ways.iter().zip(&mut outcomes) {
             eprintln!("round {round} of {}, {name}", args.rounds);
             store.keys().set_throttle(throttle.clone()).unwrap();
-            outcomes.push(rotate(&args, &store, &org, name, rate));
+            let outcome = rotate(&args, &store, &org, name, rate);
+            eprintln!("99 of 100 operations take {:.2} × as long", outcome.p99_ratio());
+            outcomes.push(outcome);
         }
     }
     store.close().unwrap();
