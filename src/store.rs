@@ -2,11 +2,11 @@
 
 #[cfg(feature = "backup")]
 mod backup;
+mod options;
 #[cfg(feature = "backup")]
 mod restore;
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, status};
 use crate::audit::now_unix_ms;
-use crate::engine::{Engine, EngineOptions, Residue, ResidueErased};
+use crate::engine::{Engine, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::keyring::OrgPolicy;
@@ -25,184 +25,13 @@ use crate::keyring::root::RootKey;
 use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
-use crate::rotation::{NICEST, Phase, Rotations, Throttle, WorkerThread};
-use crate::storage::SledOptions;
+use crate::rotation::{Phase, Rotations, WorkerThread};
 
 #[cfg(feature = "backup")]
 pub use backup::Backup;
+pub use options::Options;
 #[cfg(feature = "backup")]
 pub use restore::{Restore, Restored, RestoredOrg};
-
-/// How a store is opened.
-///
-/// ```
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let data = dir.path().join("data");
-/// use byokv::{KeyMaterial, Options, RootKey};
-///
-/// let root = RootKey::from_material(KeyMaterial::generate()?);
-/// let store = Options::new().cache_bytes(256 << 20).rotation_workers(2).open(data, root)?;
-/// # Ok::<(), byokv::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct Options {
-    cache_bytes: u64,
-    segment_bytes: usize,
-    sync_interval: Duration,
-    rotation_workers: usize,
-    rotation_niceness: u8,
-    throttle: Option<Throttle>,
-    create: bool,
-    accept_rollback: bool,
-}
-
-impl Options {
-    /// The defaults that each method names.
-    #[must_use]
-    pub fn new() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self {
-            cache_bytes: 128 << 20,
-            segment_bytes: 512 << 10,
-            sync_interval: Duration::from_millis(500),
-            rotation_workers: cores.min(4),
-            rotation_niceness: 10,
-            throttle: None,
-            create: true,
-            accept_rollback: false,
-        }
-    }
-
-    /// sled's page cache, bytes. Default 128 MiB, at least 1 MiB. Resident memory is about
-    /// one and a half times as much.
-    #[must_use]
-    pub fn cache_bytes(mut self, bytes: u64) -> Self {
-        self.cache_bytes = bytes;
-        self
-    }
-
-    /// Bytes of a segment of sled's log, for a database that is made: a store has the size that
-    /// it was made with until [`Store::erase_residue`] makes it a fresh database. Default
-    /// 512 KiB; a power of two from 64 KiB to 16 MiB. A page (up to 16 records) that is larger
-    /// than a quarter of a segment gets a file of its own.
-    #[must_use]
-    pub fn segment_bytes(mut self, bytes: usize) -> Self {
-        self.segment_bytes = bytes;
-        self
-    }
-
-    /// Longest time that a buffered write waits to be made durable, not counting the sync
-    /// itself. Default 500 ms, 10 ms to 1 hour.
-    #[must_use]
-    pub fn sync_interval(mut self, interval: Duration) -> Self {
-        self.sync_interval = interval;
-        self
-    }
-
-    /// Threads that re-encrypt during a rotation. Default: as many as cores, at most 4;
-    /// 1 to 64.
-    #[must_use]
-    pub fn rotation_workers(mut self, workers: usize) -> Self {
-        self.rotation_workers = workers;
-        self
-    }
-
-    /// How far the rotation's threads stand back from all others that want the processor: what is
-    /// added to the nice value ([`setpriority(2)`]) of the thread that opens the store, which ends
-    /// at 19. Default 10; 0 to 19. With 10, a rotation gets about a tenth of a core for which a
-    /// thread of yours competes, and all of an idle one. 0 if the rotation is what you wait for.
-    /// Linux only; elsewhere the threads compete like any other.
-    ///
-    /// [`setpriority(2)`]: https://man7.org/linux/man-pages/man2/setpriority.2.html
-    #[must_use]
-    pub fn rotation_niceness(mut self, niceness: u8) -> Self {
-        self.rotation_niceness = niceness;
-        self
-    }
-
-    /// Ceiling on what rotations use. Default what [`KeyAdmin::set_throttle`] last set, else
-    /// none.
-    #[must_use]
-    pub fn throttle(mut self, throttle: Throttle) -> Self {
-        self.throttle = Some(throttle);
-        self
-    }
-
-    /// Whether to make a store where there is none. Default yes.
-    #[must_use]
-    pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
-        self
-    }
-
-    /// Opens a store although a part of it is older than the rest proves it must be, and notes
-    /// that in the audit log. What the missing syncs had written is lost; records whose key the
-    /// older keyring does not know stay unreadable. Keep a copy of the directory first.
-    /// Default no.
-    #[must_use]
-    pub fn danger_accept_rollback(mut self, accept: bool) -> Self {
-        self.accept_rollback = accept;
-        self
-    }
-
-    /// Opens the store in `dir`, or makes it (mode 0700) with `root` as its root key. What was
-    /// under way when it was last open goes on by itself.
-    ///
-    /// # Errors
-    /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
-    /// touched); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; with the
-    /// feature `fips` [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the
-    /// machine.
-    pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
-        self.check()?;
-        let options = EngineOptions {
-            sled: SledOptions {
-                cache_bytes: self.cache_bytes,
-                segment_bytes: self.segment_bytes,
-                flush_interval: self.sync_interval,
-            },
-            create: self.create,
-            accept_rollback: self.accept_rollback,
-        };
-        let engine = Engine::open(dir.as_ref(), root, &options)?;
-        let (rotations, worker) = Rotations::start(
-            Arc::clone(&engine),
-            self.rotation_workers,
-            self.rotation_niceness,
-            self.throttle,
-        )?;
-        let syncer = Syncer::start(Arc::clone(&rotations), self.sync_interval)?;
-        Ok(Store { engine, rotations, worker, syncer })
-    }
-
-    fn check(&self) -> Result<()> {
-        let invalid = |option, why| Err(Error::InvalidOption { option, why });
-        if self.cache_bytes < 1 << 20 {
-            return invalid("cache_bytes", "at least 1 MiB");
-        }
-        let segments = (64 << 10)..=(16 << 20);
-        if !self.segment_bytes.is_power_of_two() || !segments.contains(&self.segment_bytes) {
-            return invalid("segment_bytes", "a power of two, 64 KiB to 16 MiB");
-        }
-        let interval = Duration::from_millis(10)..=Duration::from_secs(3600);
-        if !interval.contains(&self.sync_interval) {
-            return invalid("sync_interval", "10 ms to 1 hour");
-        }
-        if !(1..=64).contains(&self.rotation_workers) {
-            return invalid("rotation_workers", "1 to 64");
-        }
-        if self.rotation_niceness > NICEST {
-            return invalid("rotation_niceness", "0 to 19");
-        }
-        Ok(())
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// One data directory, opened by one process. Share it in an `Arc`, or hand out [`Org`]s.
 ///

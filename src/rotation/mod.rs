@@ -13,6 +13,7 @@ mod hold;
 mod pass;
 mod progress;
 mod retire;
+mod spans;
 mod task;
 mod thread;
 mod throttle;

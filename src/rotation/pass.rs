@@ -1,5 +1,5 @@
 //! One pass over an org's records: scan → open → seal → compare-and-swap, in chunks that the
-//! worker's threads take.
+//! worker's threads walk, each in a span of its own.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::spans::Spans;
 use super::thread::Work;
 use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable, split_at_places_of};
 use crate::error::{Error, Result};
@@ -40,6 +41,13 @@ impl Tally {
         self.current + self.rewritten.values().sum::<u64>() + self.gone + self.unreadable
     }
 
+    /// What so many records more may come to.
+    pub(super) fn expected(&self, records: usize) -> Amount {
+        let records = records as u64;
+        let bytes = self.bytes.checked_div(self.scanned()).unwrap_or_default();
+        Amount { records, bytes: bytes.saturating_mul(records).min(CHUNK_BYTES as u64) }
+    }
+
     pub(super) fn add(&mut self, other: Self) {
         self.current += other.current;
         self.gone += other.gone;
@@ -62,7 +70,11 @@ pub(super) struct Cursor {
 
 impl Cursor {
     pub(super) fn new(org: OrgId) -> Self {
-        Self { range: prefix_range(org.as_bytes()), next: None, exhausted: false }
+        Self::over(prefix_range(org.as_bytes()))
+    }
+
+    fn over(range: Range) -> Self {
+        Self { range, next: None, exhausted: false }
     }
 
     /// For who moves records, or walks while they move: a blinded name moves to the place of the
@@ -106,15 +118,15 @@ impl Cursor {
                 last = Some(key);
                 more && left > 0
             })?;
-            match (last, ended) {
-                (Some(key), _) => {
-                    self.range.0 = Bound::Excluded(key.to_vec());
-                    break;
-                }
-                (None, _) => match self.next.take() {
+            match &last {
+                Some(key) if !ended => self.range.0 = Bound::Excluded(key.to_vec()),
+                _ => match self.next.take() {
                     Some(next) => self.range = next,
                     None => self.exhausted = true,
                 },
+            }
+            if last.is_some() {
+                break;
             }
         }
         Ok(())
@@ -123,10 +135,8 @@ impl Cursor {
 
 /// A pass that is under way.
 pub(super) struct Pass {
-    pub(super) cursor: Cursor,
+    spans: Spans,
     pub(super) tally: Tally,
-    /// Chunks that are with the threads.
-    pub(super) outstanding: usize,
     leaving: Leaving,
 }
 
@@ -157,16 +167,40 @@ pub(super) struct CleanPass {
 impl Pass {
     pub(super) fn new(org: &OrgState) -> Self {
         let leaving = Leaving::when(&org.gate.drained());
-        Self {
-            cursor: Cursor::against_moves(org, leaving.active),
-            tally: Tally::default(),
-            outstanding: 0,
-            leaving,
-        }
+        Self { spans: Spans::against_moves(org, leaving.active), tally: Tally::default(), leaving }
+    }
+
+    /// A chunk for a thread; `None` if there is none before one comes back.
+    pub(super) fn job(
+        &mut self,
+        engine: &Engine,
+        org: &Arc<OrgState>,
+        chunk: Chunk,
+        inside: tracing::Span,
+    ) -> Result<Option<Job>> {
+        let Some(span) = self.spans.take(engine, chunk.at_once)? else { return Ok(None) };
+        let expected = self.tally.expected(chunk.records);
+        Ok(Some(Job { inside, org: Arc::clone(org), span, most: chunk.records, expected }))
+    }
+
+    /// A chunk came back.
+    pub(super) fn done(&mut self, rest: Option<Range>, tally: Tally) {
+        self.spans.give_back(rest);
+        self.tally.add(tally);
+    }
+
+    /// Whether chunks are with threads.
+    pub(super) fn is_out(&self) -> bool {
+        self.spans.are_out()
+    }
+
+    /// Whether the threads have, or had, everything.
+    pub(super) fn is_taken(&self) -> bool {
+        self.spans.are_taken()
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.cursor.exhausted && self.outstanding == 0
+        self.is_taken() && !self.is_out()
     }
 
     /// Unreadable blocks retirement (invariant 7): gives the proof only for a clean pass.
@@ -180,17 +214,41 @@ impl Pass {
     }
 }
 
-/// A chunk for a thread.
+/// How a pass is cut for the threads.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk {
+    /// At most so many in one.
+    pub(super) records: usize,
+    /// Chunks that the threads may have.
+    pub(super) at_once: usize,
+}
+
+/// A chunk for a thread: the first records of a span.
 pub(super) struct Job {
-    pub(super) span: tracing::Span,
+    pub(super) inside: tracing::Span,
     pub(super) org: Arc<OrgState>,
-    pub(super) records: Vec<(Key, Stored)>,
+    pub(super) span: Range,
+    /// At most so many, and about `CHUNK_BYTES`.
+    pub(super) most: usize,
+    /// What they may come to.
+    pub(super) expected: Amount,
+}
+
+/// Records and bytes of their envelopes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
 }
 
 /// What a thread made of it.
 pub(super) struct Done {
     pub(super) org: OrgId,
     pub(super) tally: Tally,
+    /// What of the span it did not come to.
+    pub(super) rest: Option<Range>,
+    /// What had been expected of it.
+    pub(super) expected: Amount,
     /// On a processor.
     pub(super) busy: Duration,
     /// Why the chunk was not finished.
@@ -200,20 +258,23 @@ pub(super) struct Done {
 impl Job {
     /// Never panics: a panic stops this org's rotation, not the store.
     pub(super) fn run(self, engine: &Engine) -> Done {
-        let _inside = self.span.enter();
+        let _inside = self.inside.enter();
         let work = Work::begin();
         let mut tally = Tally::default();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            self.records.iter().try_for_each(|(key, stored)| {
+            let mut cursor = Cursor::over(self.span);
+            for (key, stored) in cursor.chunk(engine, self.most)? {
                 tally.bytes += stored.len() as u64;
-                rewrite(engine, &self.org, key, stored.clone(), &mut tally)
-            })
+                rewrite(engine, &self.org, &key, stored, &mut tally)?;
+            }
+            Ok((!cursor.exhausted).then_some(cursor.range))
         }));
-        let error = match outcome {
-            Ok(outcome) => outcome.err(),
-            Err(_) => Some(Error::Bug { org: self.org.name.to_string() }),
+        let (rest, error) = match outcome {
+            Ok(Ok(rest)) => (rest, None),
+            Ok(Err(error)) => (None, Some(error)),
+            Err(_) => (None, Some(Error::Bug { org: self.org.name.to_string() })),
         };
-        Done { org: self.org.id, tally, busy: work.done(), error }
+        Done { org: self.org.id, tally, rest, expected: self.expected, busy: work.done(), error }
     }
 }
 

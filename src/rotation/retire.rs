@@ -129,7 +129,7 @@ pub(super) fn retire(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -139,17 +139,17 @@ mod tests {
     use crate::keyring::root::RootKey;
     use crate::keyring::{NamePolicy, OrgPolicy};
     use crate::material::KeyMaterial;
-    use crate::rotation::pass::{Job, Pass};
+    use crate::rotation::pass::{Chunk, Pass};
     use crate::storage::{SledOptions, Space};
 
     fn clean_pass(engine: &Engine, org: &Arc<OrgState>) -> CleanPass {
         let mut pass = Pass::new(org);
         while !pass.is_over() {
-            let records = pass.cursor.chunk(engine, 10).unwrap();
-            let done =
-                Job { org: Arc::clone(org), records, span: tracing::Span::none() }.run(engine);
+            let chunk = Chunk { records: 10, at_once: 3 };
+            let job = pass.job(engine, org, chunk, tracing::Span::none()).unwrap().unwrap();
+            let done = job.run(engine);
             assert!(done.error.is_none());
-            pass.tally.add(done.tally);
+            pass.done(done.rest, done.tally);
         }
         pass.finish().ok().unwrap()
     }
@@ -160,7 +160,7 @@ mod tests {
         count
     }
 
-    fn engine(dir: &std::path::Path) -> Arc<Engine> {
+    pub(in crate::rotation) fn engine(dir: &std::path::Path) -> Arc<Engine> {
         let sled = SledOptions {
             cache_bytes: 1 << 24,
             segment_bytes: 512 << 10,

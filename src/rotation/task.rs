@@ -9,7 +9,7 @@ use super::Report;
 use super::count::HeaderCount;
 use super::erase::Deletion;
 use super::hold;
-use super::pass::{CleanPass, Cursor, Done, Job, Pass, Rewritten};
+use super::pass::{Chunk, CleanPass, Cursor, Done, Job, Pass, Rewritten};
 use super::progress::{Phase, Progress};
 use super::retire::{self, CountedZero};
 use super::throttle::Meter;
@@ -127,7 +127,7 @@ impl Task {
         }
     }
 
-    pub(super) fn step(&mut self, engine: &Engine, now: Instant, chunk: usize) -> Step {
+    pub(super) fn step(&mut self, engine: &Engine, now: Instant, chunk: Chunk) -> Step {
         if self.paused {
             return Step::Idle(None);
         }
@@ -144,7 +144,7 @@ impl Task {
         }
     }
 
-    fn try_step(&mut self, engine: &Engine, now: Instant, chunk: usize) -> Result<Step> {
+    fn try_step(&mut self, engine: &Engine, now: Instant, chunk: Chunk) -> Result<Step> {
         if self.rewritten.is_none() {
             self.rewritten = Some(load_rewritten(engine, &self.org)?);
         }
@@ -173,28 +173,24 @@ impl Task {
                 Ok(Step::Went)
             }
             Stage::Rewriting { pass, fault } => {
-                if let Some(error) = fault.take_if(|_| pass.outstanding == 0) {
+                if let Some(error) = fault.take_if(|_| !pass.is_out()) {
                     return Err(error);
                 }
-                if fault.is_some() || (pass.cursor.exhausted && pass.outstanding > 0) {
+                if fault.is_some() {
                     return Ok(Step::Idle(None));
                 }
-                if pass.cursor.exhausted {
+                if pass.is_over() {
                     self.finish_pass();
                     return Ok(Step::Went);
                 }
-                let records = match pass.cursor.chunk(engine, chunk) {
-                    Ok(records) => records,
+                match pass.job(engine, &self.org, chunk, self.span.clone()) {
+                    Ok(Some(job)) => Ok(Step::Job(job)),
+                    Ok(None) => Ok(Step::Idle(None)),
                     Err(error) => {
                         *fault = Some(error);
-                        return Ok(Step::Went);
+                        Ok(Step::Went)
                     }
-                };
-                if records.is_empty() {
-                    return Ok(Step::Went);
                 }
-                pass.outstanding += 1;
-                Ok(Step::Job(Job { org: Arc::clone(&self.org), records, span: self.span.clone() }))
             }
             Stage::Verifying { count, .. } => {
                 if !count.step(engine, &self.org)? {
@@ -221,8 +217,7 @@ impl Task {
             }
         }
         if let Stage::Rewriting { pass, fault } = &mut self.stage {
-            pass.outstanding -= 1;
-            pass.tally.add(done.tally);
+            pass.done(done.rest, done.tally);
             *fault = fault.take().or(done.error);
         }
     }
@@ -249,7 +244,7 @@ impl Task {
             Stage::Rewriting { pass, .. } => {
                 let counted = self.survey.cursor.exhausted.then_some(self.survey.records)?;
                 // More were written since, nobody knows how many.
-                let grown = counted <= pass.tally.scanned() && !pass.cursor.exhausted;
+                let grown = counted <= pass.tally.scanned() && !pass.is_taken();
                 (!grown).then(|| counted.saturating_sub(pass.tally.scanned()))
             }
             _ => Some(0),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::pass::Amount;
 use crate::audit::rfc3339;
 use crate::error::{Error, Result};
 
@@ -182,6 +183,18 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// How long the next chunk has to wait for one that comes to this.
+    fn rest_after(&self, amount: Amount) -> Duration {
+        #[allow(clippy::cast_precision_loss)]
+        let seconds =
+            |amount: u64, rate: Option<f64>| rate.map_or(0.0, |rate| amount as f64 / rate);
+        let by_records = seconds(amount.records, self.records_per_second);
+        let by_bytes = seconds(amount.bytes, self.bytes_per_second);
+        rest(by_records.max(by_bytes))
+    }
+}
+
 impl Default for Throttle {
     fn default() -> Self {
         Self::unlimited()
@@ -226,15 +239,21 @@ impl Pace {
         next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
     }
 
-    /// A chunk was handed out.
-    pub(super) fn handed_out(&mut self, now: Instant, to: &Limits, records: u64, bytes: u64) {
-        #[allow(clippy::cast_precision_loss)]
-        let seconds = |amount: u64, rate: f64| amount as f64 / rate;
-        let by_records = to.records_per_second.map_or(0.0, |rate| seconds(records, rate));
-        let by_bytes = to.bytes_per_second.map_or(0.0, |rate| seconds(bytes, rate));
-        let rest = rest(by_records.max(by_bytes));
+    /// A chunk was handed out of which so much is expected.
+    pub(super) fn handed_out(&mut self, now: Instant, to: &Limits, expected: Amount) {
+        let rest = to.rest_after(expected);
         if !rest.is_zero() {
             self.by_rate = Some(self.by_rate.map_or(now, |next| next.max(now)) + rest);
+        }
+    }
+
+    /// It came to this.
+    pub(super) fn came_back(&mut self, now: Instant, to: &Limits, expected: Amount, came: Amount) {
+        let (expected, came) = (to.rest_after(expected), to.rest_after(came));
+        if let Some(more) = came.checked_sub(expected).filter(|more| !more.is_zero()) {
+            self.by_rate = Some(self.by_rate.map_or(now, |next| next.max(now)) + more);
+        } else if let Some(next) = self.by_rate {
+            self.by_rate = next.checked_sub(expected.saturating_sub(came));
         }
     }
 
@@ -324,12 +343,12 @@ mod tests {
             .unwrap();
         let mut pace = Pace::default();
         let limits = throttle.limits(1);
-        pace.handed_out(now, &limits, 50, 100);
+        pace.handed_out(now, &limits, Amount { records: 50, bytes: 100 });
         assert_eq!(pace.wait(now), SECOND / 2);
-        pace.handed_out(now, &limits, 1, 2000);
+        pace.handed_out(now, &limits, Amount { records: 1, bytes: 2000 });
         assert_eq!(pace.wait(now), SECOND * 5 / 2);
         assert_eq!(pace.wait(now + SECOND * 3), Duration::ZERO);
-        pace.handed_out(now + SECOND * 10, &limits, 100, 0);
+        pace.handed_out(now + SECOND * 10, &limits, Amount { records: 100, bytes: 0 });
         assert_eq!(pace.wait(now + SECOND * 10), SECOND);
     }
 

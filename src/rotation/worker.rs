@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use super::governor::{Governor, Seen};
-use super::pass::{Done, Job};
+use super::pass::{Amount, Chunk, Done, Job};
 use super::task::{Step, Task};
 use super::thread::Work;
 use super::throttle::{Limits, Pace, Throttle};
@@ -142,6 +142,8 @@ impl Coordinator<'_> {
         let now = Instant::now();
         self.outstanding -= 1;
         let limits = self.governor.limits(&self.shared.throttle(), self.workers);
+        let came = Amount { records: done.tally.scanned(), bytes: done.tally.bytes };
+        self.pace.came_back(now, &limits, done.expected, came);
         self.pace.worked(now, &limits, done.busy);
         if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == done.org) {
             task.done(&self.shared.engine, now, done);
@@ -180,12 +182,12 @@ impl Coordinator<'_> {
                 return (!pause.is_zero()).then_some(pause.min(Governor::WINDOW));
             }
             let Some(mut task) = self.tasks.pop_front() else { break };
-            match task.step(engine, now, limits.chunk_records()) {
+            let chunk = Chunk { records: limits.chunk_records(), at_once: self.workers * 2 };
+            match task.step(engine, now, chunk) {
                 Step::Job(job) => {
                     idle = 0;
                     self.outstanding += 1;
-                    let bytes = job.records.iter().map(|(_, stored)| stored.len() as u64).sum();
-                    self.pace.handed_out(now, &limits, job.records.len() as u64, bytes);
+                    self.pace.handed_out(now, &limits, job.expected);
                     // The channel has room for all that may be outstanding.
                     let _ = self.jobs.send(job);
                 }

@@ -1,0 +1,199 @@
+//! An org's records in spans that threads walk at the same time.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+
+use crate::engine::{Engine, OrgState, split_at_places_of};
+use crate::error::Result;
+use crate::id::KeyVersion;
+use crate::storage::{Range, Space, prefix_range};
+
+/// What of an org's records is yet to be walked: every one of them lies in exactly one span,
+/// or was walked.
+pub(super) struct Spans {
+    idle: VecDeque<Range>,
+    /// Spans that are with threads.
+    out: usize,
+    /// What comes when all that is walked.
+    next: Option<Range>,
+    /// Small orgs are walked by one thread, in one go.
+    is_large: bool,
+}
+
+impl Spans {
+    /// A blinded name moves to the place of the active version, so that is walked first, and
+    /// nothing is met twice.
+    pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> Self {
+        let (from, to) = prefix_range(org.id.as_bytes());
+        let (first, next) = if org.is_blinded() {
+            let (places, rest) = split_at_places_of(org.id, active);
+            ((places, to), Some((from, rest)))
+        } else {
+            ((from, to), None)
+        };
+        Self { idle: VecDeque::from([first]), out: 0, next, is_large: false }
+    }
+
+    /// A span for a thread, cut such that there are about as many as `wanted`; `None` if there is
+    /// none before one comes back.
+    pub(super) fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
+        if self.idle.is_empty() && self.out == 0 {
+            self.idle.extend(self.next.take());
+            self.is_large = false;
+        }
+        if self.is_large {
+            // A span is tried once for each that is taken: the last ones cannot be cut.
+            for _ in 0..self.idle.len() {
+                if self.idle.len() + self.out >= wanted {
+                    break;
+                }
+                let Some(span) = self.idle.pop_front() else { break };
+                match cut(engine, &span)? {
+                    Some(at) => {
+                        let (from, to) = span;
+                        self.idle.push_back((from, Bound::Excluded(at.clone())));
+                        self.idle.push_back((Bound::Included(at), to));
+                    }
+                    None => self.idle.push_back(span),
+                }
+            }
+        }
+        let span = self.idle.pop_front();
+        self.out += usize::from(span.is_some());
+        Ok(span)
+    }
+
+    /// A span is back, and what of it was not walked.
+    pub(super) fn give_back(&mut self, rest: Option<Range>) {
+        self.out -= 1;
+        self.is_large |= rest.is_some();
+        self.idle.extend(rest);
+    }
+
+    pub(super) fn are_out(&self) -> bool {
+        self.out > 0
+    }
+
+    /// Whether the threads have, or had, everything.
+    pub(super) fn are_taken(&self) -> bool {
+        self.idle.is_empty() && self.next.is_none()
+    }
+}
+
+/// A key that halves the span, with records on both sides. Halves what the keys could be, not
+/// how many there are, which nobody knows: what is left of a large half is cut again.
+fn cut(engine: &Engine, (from, to): &Range) -> Result<Option<Vec<u8>>> {
+    /// Halvings. Where the first name is long and the only one, none finds another.
+    const MOST: usize = 128;
+
+    let first_from = |from: Bound<Vec<u8>>| -> Result<_> {
+        let mut first = None;
+        engine.storage.walk(Space::Records, (from, to.clone()), &mut |key, _| {
+            first = Some(key.to_vec());
+            false
+        })?;
+        Ok(first)
+    };
+    let Some(low) = first_from(from.clone())? else { return Ok(None) };
+    let mut high = match to {
+        Bound::Included(high) | Bound::Excluded(high) => high.clone(),
+        Bound::Unbounded => vec![u8::MAX; low.len() + 1],
+    };
+    for _ in 0..MOST {
+        let Some(middle) = middle(&low, &high) else { break };
+        if first_from(Bound::Included(middle.clone()))?.is_some() {
+            return Ok(Some(middle));
+        }
+        high = middle;
+    }
+    Ok(None)
+}
+
+/// A key between two, about half way, if there is one that differs from them in the first 16
+/// bytes behind what they share.
+fn middle(low: &[u8], high: &[u8]) -> Option<Vec<u8>> {
+    const LEN: usize = size_of::<u128>();
+
+    let shared = low.iter().zip(high).take_while(|(a, b)| a == b).count();
+    let number = |key: &[u8]| {
+        let mut bytes = [0; LEN];
+        let rest = &key[shared..key.len().min(shared + LEN)];
+        bytes[..rest.len()].copy_from_slice(rest);
+        u128::from_be_bytes(bytes)
+    };
+    let (from, to) = (number(low), number(high));
+    let half = to.checked_sub(from)? / 2;
+    (half > 0).then(|| [&low[..shared], &(from + half).to_be_bytes()].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::retire::tests::engine;
+    use super::*;
+    use crate::id::OrgId;
+    use crate::keyring::OrgPolicy;
+
+    /// Whatever the names are like, and however the walks of the spans come in between.
+    #[test]
+    fn spans_hold_each_record_once() {
+        const THREADS: usize = 5;
+
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        let mut names: Vec<Vec<u8>> = (0..700).map(|i| format!("a/b/{i:04}").into()).collect();
+        names.extend((0..40).map(|i| vec![b'z'; 20 + i]));
+        names.extend([vec![0], vec![0, 0], vec![255], vec![255; 40]]);
+        for name in &names {
+            engine.write(&org, name, Some(b"v")).unwrap();
+        }
+        names.sort();
+        let mut spans = Spans::against_moves(&org, org.gate.snapshot().active);
+        let (mut walked, mut out, mut most) = (Vec::new(), VecDeque::new(), 0);
+        loop {
+            let taken =
+                if out.len() < THREADS { spans.take(&engine, THREADS).unwrap() } else { None };
+            if let Some(span) = taken {
+                out.push_back(span);
+                most = most.max(out.len());
+                continue;
+            }
+            let Some((from, to)) = out.pop_front() else { break };
+            let mut keys = Vec::new();
+            let all = engine.storage.walk(Space::Records, (from, to.clone()), &mut |key, _| {
+                keys.push(key.to_vec());
+                keys.len() < 9
+            });
+            let rest = keys.last().cloned().filter(|_| !all.unwrap());
+            spans.give_back(rest.map(|last| (Bound::Excluded(last), to)));
+            walked.extend(keys.into_iter().map(|key| key[OrgId::LEN..].to_vec()));
+        }
+        assert_eq!(most, THREADS);
+        walked.sort();
+        assert_eq!(walked, names);
+        assert!(spans.are_taken() && !spans.are_out());
+    }
+
+    #[test]
+    fn the_middle_is_found_where_there_is_one() {
+        assert_eq!(middle(b"a", b"c"), Some([&b"b"[..], &[0; 15]].concat()));
+        assert_eq!(middle(b"a", b"b").map(|key| key[..2].to_vec()), Some(b"a\x80".to_vec()));
+        assert_eq!(middle(b"a", b"a"), None);
+        assert_eq!(middle(b"a", b"a\0"), None);
+        assert_eq!(middle(b"b", b"a"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_middle_lies_between(
+            low in prop::collection::vec(any::<u8>(), 0..40),
+            high in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            if let Some(middle) = middle(&low, &high) {
+                prop_assert!(low < middle && middle < high);
+            }
+        }
+    }
+}
