@@ -40,6 +40,9 @@ struct Args {
     /// How often everything is done; the round with the median ratio is shown.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// How far the rotation's threads stand back.
+    #[arg(long, default_value_t = 10)]
+    niceness: u8,
     /// Only the rotations that have this in their name.
     #[arg(default_value = "")]
     only: String,
@@ -79,7 +82,8 @@ fn main() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let root = RootKey::from_material(KeyMaterial::generate().unwrap());
     let cache = args.records * (args.size as u64 + 200) * 3 / 2 + (64 << 20);
-    let store = Options::new().cache_bytes(cache).open(dir.path().join("data"), root).unwrap();
+    let options = Options::new().cache_bytes(cache).rotation_niceness(args.niceness);
+    let store = options.open(dir.path().join("data"), root).unwrap();
     let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
     for number in 0..args.records {
         org.put(load::name(number), load::value(number, 0, args.size)).unwrap();

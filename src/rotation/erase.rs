@@ -81,3 +81,33 @@ impl Deletion {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::retire::tests::engine;
+    use super::*;
+    use crate::keyring::OrgPolicy;
+
+    /// What somebody wrote who had the keys from before they were destroyed.
+    #[test]
+    fn a_record_that_came_late_is_deleted_before_the_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        let write = |name: &[u8]| engine.write(&org, name, Some(b"value")).unwrap();
+        write(b"a");
+        write(b"b");
+        let mut deletion = Deletion::new(&org);
+        assert!(deletion.step(&engine, &org).unwrap());
+        write(b"a");
+        let erasure = || engine.with_keyring(|keyring| keyring.entry(org.id).unwrap().erasure);
+        for _ in 0..2 {
+            assert_eq!(erasure(), None, "certified before the count found none");
+            assert!(deletion.step(&engine, &org).unwrap());
+        }
+        assert_eq!(HeaderCount::run(&engine, &org).unwrap().total(), 0);
+        assert!(!deletion.step(&engine, &org).unwrap());
+        assert_eq!(erasure(), Some(Erasure::RecordsDeleted));
+        assert_eq!(deletion.deleted, 3);
+    }
+}

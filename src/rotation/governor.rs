@@ -115,7 +115,9 @@ impl Governor {
         changed
     }
 
-    /// Backs off fast and comes back slowly. Where nobody reads or writes it only comes back, where
+    /// Backs off fast and comes back slowly, the slower the nearer to the target: where reads and
+    /// writes take nearly as long without a rotation, it must not stay where one of ten windows
+    /// that was slow by itself has left it. Where nobody reads or writes it only comes back, where
     /// few do it stays until there are enough to tell.
     fn follow_latency(&mut self, to: &Throttle, workers: usize, taken: Taken) {
         let Some(target) = to.foreground_p99() else {
@@ -134,14 +136,16 @@ impl Governor {
                 self.slow = if self.cores <= Self::LEAST { self.slow + 1 } else { 0 };
                 self.cores = (self.cores * 0.6).max(Self::LEAST);
             }
-            Taken::P99(p99) if p99 > target.mul_f64(0.75) => self.slow = 0,
-            _ => {
-                self.slow = 0;
-                #[allow(clippy::cast_precision_loss)]
-                let most = workers as f64;
-                self.cores = (self.cores * 1.15 + Self::LEAST).min(most);
-            }
+            Taken::P99(p99) if p99 > target.mul_f64(0.75) => self.grow(workers, 0.05),
+            _ => self.grow(workers, 0.15),
         }
+    }
+
+    fn grow(&mut self, workers: usize, by: f64) {
+        self.slow = 0;
+        #[allow(clippy::cast_precision_loss)]
+        let most = workers as f64;
+        self.cores = (self.cores * (1.0 + by) + Self::LEAST * by).min(most);
     }
 
     /// Aims at an end a tenth of the time before. While the records are not counted, nothing
@@ -241,6 +245,20 @@ mod tests {
             run.look(Seen::default());
         }
         assert!(run.limits().cores > 3.9, "nobody reads: {}", run.limits().cores);
+    }
+
+    /// They take nearly as long by themselves, and now and then longer.
+    #[test]
+    fn what_the_rotation_does_not_cause_does_not_hold_it_back_for_long() {
+        let target = ms(100);
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(target).unwrap());
+        let mut cores = 0.0;
+        for window in 0..1200 {
+            let p99 = if window % 15 == 0 { ms(130) } else { ms(85) };
+            run.look(Seen { taken: Taken::P99(p99), ..Seen::default() });
+            cores += run.limits().cores / 1200.0;
+        }
+        assert!(cores > 0.2, "{cores}");
     }
 
     #[test]

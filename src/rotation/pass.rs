@@ -194,13 +194,8 @@ impl Pass {
         self.spans.are_out()
     }
 
-    /// Whether the threads have, or had, everything.
-    pub(super) fn is_taken(&self) -> bool {
-        self.spans.are_taken()
-    }
-
     pub(super) fn is_over(&self) -> bool {
-        self.is_taken() && !self.is_out()
+        self.spans.are_taken() && !self.is_out()
     }
 
     /// Unreadable blocks retirement (invariant 7): gives the proof only for a clean pass.

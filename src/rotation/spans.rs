@@ -80,37 +80,18 @@ impl Spans {
     }
 }
 
-/// A key that halves the span, with records on both sides. Halves what the keys could be, not
-/// how many there are, which nobody knows: what is left of a large half is cut again.
-fn cut(engine: &Engine, (from, to): &Range) -> Result<Option<Vec<u8>>> {
-    /// Halvings. Where the first name is long and the only one, none finds another.
-    const MOST: usize = 128;
-
-    let first_from = |from: Bound<Vec<u8>>| -> Result<_> {
-        let mut first = None;
-        engine.storage.walk(Space::Records, (from, to.clone()), &mut |key, _| {
-            first = Some(key.to_vec());
-            false
-        })?;
-        Ok(first)
+/// A key halfway between the first and the last one of the span, with records on both sides. How
+/// many, nobody knows: what is left of a large half is cut again.
+fn cut(engine: &Engine, span: &Range) -> Result<Option<Vec<u8>>> {
+    let mut records = engine.storage.scan(Space::Records, span.clone());
+    let (Some(first), Some(last)) = (records.next().transpose()?, records.next_back().transpose()?)
+    else {
+        return Ok(None);
     };
-    let Some(low) = first_from(from.clone())? else { return Ok(None) };
-    let mut high = match to {
-        Bound::Included(high) | Bound::Excluded(high) => high.clone(),
-        Bound::Unbounded => vec![u8::MAX; low.len() + 1],
-    };
-    for _ in 0..MOST {
-        let Some(middle) = middle(&low, &high) else { break };
-        if first_from(Bound::Included(middle.clone()))?.is_some() {
-            return Ok(Some(middle));
-        }
-        high = middle;
-    }
-    Ok(None)
+    Ok(middle(&first.0, &last.0))
 }
 
-/// A key between two, about half way, if there is one that differs from them in the first 16
-/// bytes behind what they share.
+/// A key between two, by the first 16 bytes behind what they share.
 fn middle(low: &[u8], high: &[u8]) -> Option<Vec<u8>> {
     const LEN: usize = size_of::<u128>();
 
@@ -133,7 +114,7 @@ mod tests {
     use super::super::retire::tests::engine;
     use super::*;
     use crate::id::OrgId;
-    use crate::keyring::OrgPolicy;
+    use crate::keyring::{NamePolicy, OrgPolicy};
 
     /// Whatever the names are like, and however the walks of the spans come in between.
     #[test]
@@ -174,6 +155,24 @@ mod tests {
         walked.sort();
         assert_eq!(walked, names);
         assert!(spans.are_taken() && !spans.are_out());
+    }
+
+    /// What lies at a place that records move to comes first, and alone.
+    #[test]
+    fn places_that_records_move_to_are_walked_before_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let policy = OrgPolicy::byok().with_names(NamePolicy::Blinded);
+        let org = engine.create_org("acme", policy).unwrap();
+        let active = org.gate.snapshot().active;
+        let mut spans = Spans::against_moves(&org, active);
+        let (new, old) = split_at_places_of(org.id, active);
+        assert_eq!(spans.take(&engine, 4).unwrap().map(|span| span.0), Some(new));
+        assert_eq!(spans.take(&engine, 4).unwrap(), None);
+        assert!(!spans.are_taken());
+        spans.give_back(None);
+        assert_eq!(spans.take(&engine, 4).unwrap().map(|span| span.1), Some(old));
+        assert!(spans.are_taken() && spans.are_out());
     }
 
     #[test]

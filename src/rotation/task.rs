@@ -244,7 +244,7 @@ impl Task {
             Stage::Rewriting { pass, .. } => {
                 let counted = self.survey.cursor.exhausted.then_some(self.survey.records)?;
                 // More were written since, nobody knows how many.
-                let grown = counted <= pass.tally.scanned() && !pass.is_taken();
+                let grown = counted <= pass.tally.scanned() && !pass.is_over();
                 (!grown).then(|| counted.saturating_sub(pass.tally.scanned()))
             }
             _ => Some(0),

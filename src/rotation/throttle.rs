@@ -352,6 +352,22 @@ mod tests {
         assert_eq!(pace.wait(now + SECOND * 10), SECOND);
     }
 
+    #[test]
+    fn what_a_chunk_came_to_counts_in_the_end() {
+        let now = Instant::now();
+        let limits = Throttle::unlimited().with_bytes_per_second(1000).unwrap().limits(1);
+        let amount = |bytes| Amount { records: 1, bytes };
+        let mut pace = Pace::default();
+        pace.handed_out(now, &limits, amount(3000));
+        pace.came_back(now, &limits, amount(3000), amount(1000));
+        assert_eq!(pace.wait(now), SECOND);
+        pace.handed_out(now, &limits, amount(0));
+        pace.came_back(now, &limits, amount(0), amount(2000));
+        assert_eq!(pace.wait(now), SECOND * 3);
+        pace.came_back(now, &limits, amount(2000), amount(0));
+        assert_eq!(pace.wait(now), SECOND);
+    }
+
     /// Whatever the threads: they end their chunks at the same time, again and again.
     #[test]
     fn work_earns_rest_by_the_share() {

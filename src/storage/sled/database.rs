@@ -33,16 +33,26 @@ fn another_value() -> Vec<u8> {
 /// Flushes where there is no keeper yet. sled wakes nobody who waits for a flush when a write
 /// fails that it had left to whoever was writing (`Log::exit_reservation`); the next write does.
 fn flush_first(db: &sled::Db, system: &sled::Tree) -> sled::Result<()> {
+    let write = || system.insert(OPENED_KEY, another_value()).map(drop);
+    nudged(keeper::LOOK, || db.flush().map(drop), write)
+}
+
+/// Does `work`, which may wait for ever unless there is a `nudge` now and then.
+fn nudged<E: Send>(
+    every: Duration,
+    work: impl FnOnce() -> Result<(), E> + Send,
+    nudge: impl Fn() -> Result<(), E>,
+) -> Result<(), E> {
     std::thread::scope(|scope| {
         let (alive, ended) = channel::bounded::<()>(0);
-        let flush = scope.spawn(move || {
+        let working = scope.spawn(move || {
             let _alive = alive;
-            db.flush()
+            work()
         });
-        while ended.recv_timeout(keeper::LOOK) == Err(RecvTimeoutError::Timeout) {
-            system.insert(OPENED_KEY, another_value())?;
+        while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+            nudge()?;
         }
-        flush.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop)
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -295,5 +305,24 @@ impl Database {
 
     pub(super) fn bytes_on_disk(&self) -> Result<u64> {
         self.reading(|| self.db.size_on_disk())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Likewise a flush that a failed write has left waiting.
+    #[test]
+    fn who_waits_for_the_first_flush_is_nudged_until_it_ends() {
+        const LONGEST: Duration = Duration::from_secs(20);
+
+        let (nudge, nudged_by) = channel::unbounded();
+        let work = || (0..3).try_for_each(|_| nudged_by.recv_timeout(LONGEST));
+        nudged(Duration::from_millis(1), work, || {
+            let _ = nudge.send(());
+            Ok(())
+        })
+        .unwrap();
     }
 }
