@@ -141,8 +141,8 @@ fn niceness_of_threads() -> Vec<(String, i32)> {
         .collect()
 }
 
-/// Readers and writers come first, and so do the threads that they wait for: sled's, and the
-/// one that syncs.
+/// Readers and writers come first, and so do the threads that they wait for: the one that syncs,
+/// and sled's, but for those that sled may start where its queue is long.
 #[test]
 #[cfg(target_os = "linux")]
 fn only_the_rotations_threads_stand_back() {
@@ -159,16 +159,21 @@ fn only_the_rotations_threads_stand_back() {
     }
     let standing_back = || {
         let all = niceness_of_threads().into_iter();
-        let back = all.filter(|(_, nice)| *nice == before + i32::from(BY));
+        let back = all
+            .filter(|(name, nice)| *nice == before + i32::from(BY) && !name.starts_with("sled-io"));
         let mut names: Vec<_> = back.map(|(name, _)| name).collect();
         names.sort();
         names
     };
-    let expected = ["byokv-rewrite", "byokv-rewrite", "byokv-rewrite", "byokv-rotation"];
-    assert_eq!(standing_back(), expected);
+    // They have a name and a place of their own once they run.
+    let start = Instant::now();
+    while standing_back() != ["byokv-rewrite"; 3] {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", standing_back());
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
     let org = filled(&store, "acme", 2000);
     store.keys().rotate_platform_key("acme").unwrap().ended();
-    assert_eq!(standing_back(), expected);
+    assert_eq!(standing_back(), ["byokv-rewrite"; 3]);
     check_filled(&org, 2000);
     store.close().unwrap();
     let refused = Options::new().rotation_niceness(20).open(place.data(), place.root_key());

@@ -131,15 +131,14 @@ impl Rotations {
         let (say_started, started) = channel::bounded(1);
         let thread = std::thread::Builder::new()
             .name("byokv-rotation".to_owned())
-            .spawn(move || {
-                thread::stand_back(niceness);
-                worker::run(&shared, &received, workers, &say_started);
-            })
+            .spawn(move || worker::run(&shared, &received, (workers, niceness), &say_started))
             .map_err(starting)?;
-        started
-            .recv()
-            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
-            .map_err(starting)?;
+        let started = started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+        if let Err(error) = started {
+            // Nothing holds the store when that is told.
+            let _ = thread.join();
+            return Err(starting(error));
+        }
         Ok((rotations, WorkerThread(Some(thread))))
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::spans::Spans;
@@ -44,8 +45,9 @@ impl Tally {
     /// What so many records more may come to.
     pub(super) fn expected(&self, records: usize) -> Amount {
         let records = records as u64;
-        let bytes = self.bytes.checked_div(self.scanned()).unwrap_or_default();
-        Amount { records, bytes: bytes.saturating_mul(records).min(CHUNK_BYTES as u64) }
+        let most = CHUNK_BYTES as u64;
+        let each = self.bytes.checked_div(self.scanned());
+        Amount { records, bytes: each.map_or(most, |each| each.saturating_mul(records).min(most)) }
     }
 
     pub(super) fn add(&mut self, other: Self) {
@@ -135,6 +137,8 @@ impl Cursor {
 
 /// A pass that is under way.
 pub(super) struct Pass {
+    /// No other pass of this process has it.
+    number: u64,
     spans: Spans,
     pub(super) tally: Tally,
     leaving: Leaving,
@@ -166,8 +170,15 @@ pub(super) struct CleanPass {
 
 impl Pass {
     pub(super) fn new(org: &OrgState) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+
         let leaving = Leaving::when(&org.gate.drained());
-        Self { spans: Spans::against_moves(org, leaving.active), tally: Tally::default(), leaving }
+        Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            spans: Spans::against_moves(org, leaving.active),
+            tally: Tally::default(),
+            leaving,
+        }
     }
 
     /// A chunk for a thread; `None` if there is none before one comes back.
@@ -180,13 +191,25 @@ impl Pass {
     ) -> Result<Option<Job>> {
         let Some(span) = self.spans.take(engine, chunk.at_once)? else { return Ok(None) };
         let expected = self.tally.expected(chunk.records);
-        Ok(Some(Job { inside, org: Arc::clone(org), span, most: chunk.records, expected }))
+        Ok(Some(Job {
+            inside,
+            org: Arc::clone(org),
+            span,
+            most: chunk.records,
+            expected,
+            charged: Duration::ZERO,
+            pass: self.number,
+        }))
     }
 
-    /// A chunk came back.
-    pub(super) fn done(&mut self, rest: Option<Range>, tally: Tally) {
-        self.spans.give_back(rest);
-        self.tally.add(tally);
+    /// A chunk came back; gives why it was not finished. One of another pass says nothing here.
+    pub(super) fn done(&mut self, done: Done) -> Option<Error> {
+        if done.pass != self.number {
+            return None;
+        }
+        self.spans.give_back(done.rest);
+        self.tally.add(done.tally);
+        done.error
     }
 
     /// Whether chunks are with threads.
@@ -227,6 +250,10 @@ pub(super) struct Job {
     pub(super) most: usize,
     /// What they may come to.
     pub(super) expected: Amount,
+    /// How long the next one had to wait for that.
+    pub(super) charged: Duration,
+    /// The number of the pass.
+    pass: u64,
 }
 
 /// Records and bytes of their envelopes.
@@ -242,9 +269,8 @@ pub(super) struct Done {
     pub(super) tally: Tally,
     /// What of the span it did not come to.
     pub(super) rest: Option<Range>,
-    /// What had been expected of it.
-    pub(super) expected: Amount,
-    /// On a processor.
+    pub(super) charged: Duration,
+    pass: u64,
     pub(super) busy: Duration,
     /// Why the chunk was not finished.
     pub(super) error: Option<Error>,
@@ -269,7 +295,8 @@ impl Job {
             Ok(Err(error)) => (None, Some(error)),
             Err(_) => (None, Some(Error::Bug { org: self.org.name.to_string() })),
         };
-        Done { org: self.org.id, tally, rest, expected: self.expected, busy: work.done(), error }
+        let Self { org, charged, pass, .. } = self;
+        Done { org: org.id, tally, rest, charged, pass, busy: work.done(), error }
     }
 }
 

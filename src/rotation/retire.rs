@@ -148,8 +148,7 @@ pub(super) mod tests {
             let chunk = Chunk { records: 10, at_once: 3 };
             let job = pass.job(engine, org, chunk, tracing::Span::none()).unwrap().unwrap();
             let done = job.run(engine);
-            assert!(done.error.is_none());
-            pass.done(done.rest, done.tally);
+            assert!(pass.done(done).is_none());
         }
         pass.finish().ok().unwrap()
     }
@@ -197,6 +196,25 @@ pub(super) mod tests {
         engine.storage.put(Space::Records, &old[..19], None).unwrap();
         let pass = clean_pass(&engine, &org);
         assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_some());
+    }
+
+    /// It may come back late, when its own pass was given up.
+    #[test]
+    fn a_chunk_of_another_pass_is_no_part_of_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        engine.write(&org, b"n", Some(b"value")).unwrap();
+        let chunk = Chunk { records: 10, at_once: 3 };
+        let job = |pass: &mut Pass| {
+            pass.job(&engine, &org, chunk, tracing::Span::none()).unwrap().unwrap()
+        };
+        let (mut old, mut new) = (Pass::new(&org), Pass::new(&org));
+        let (late, own) = (job(&mut old), job(&mut new));
+        assert!(new.done(late.run(&engine)).is_none());
+        assert!(!new.is_over() && new.tally.scanned() == 0);
+        assert!(new.done(own.run(&engine)).is_none());
+        assert_eq!(new.finish().ok().unwrap().records, 1);
     }
 
     /// Invariant 8: the count does not believe the pass.

@@ -217,8 +217,7 @@ impl Task {
             }
         }
         if let Stage::Rewriting { pass, fault } = &mut self.stage {
-            pass.done(done.rest, done.tally);
-            *fault = fault.take().or(done.error);
+            *fault = fault.take().or(pass.done(done));
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// The highest nice value of POSIX.
 pub(crate) const NICEST: u8 = 19;
 
-/// Adds to the calling thread's nice value, which the threads that it starts inherit. On Linux
-/// that value is a thread's own; elsewhere it is the whole process's, and is left alone.
+/// Adds to the calling thread's nice value. On Linux that value is a thread's own; elsewhere it is
+/// the whole process's, and is left alone.
 #[cfg(target_os = "linux")]
 pub(super) fn stand_back(by: u8) {
     use rustix::process::{getpriority_process, setpriority_process};
@@ -27,54 +27,92 @@ pub(super) fn stand_back(_by: u8) {}
 /// Measures how long the thread that makes it is at work.
 pub(super) struct Work {
     started: Instant,
-    #[cfg(target_os = "linux")]
-    before: Duration,
+    kept_waiting: Option<Duration>,
 }
 
 impl Work {
     pub(super) fn begin() -> Self {
-        Self {
-            started: Instant::now(),
-            #[cfg(target_os = "linux")]
-            before: on_processor(),
-        }
+        Self { started: Instant::now(), kept_waiting: kept_waiting() }
     }
 
-    /// Time on a processor, where the system tells (Linux), else all of it.
+    /// All of the time, but for what the thread waited for a processor, where the system tells
+    /// (Linux): who has the processor meanwhile is not slowed by it. The disk that it waits for
+    /// is.
     pub(super) fn done(&self) -> Duration {
         let all = self.started.elapsed();
-        #[cfg(target_os = "linux")]
-        let all = all.min(on_processor().saturating_sub(self.before));
-        all
+        let kept_waiting = kept_waiting().zip(self.kept_waiting);
+        all.saturating_sub(
+            kept_waiting.map_or(Duration::ZERO, |(now, then)| now.saturating_sub(then)),
+        )
     }
 }
 
+/// How long the calling thread was ready and had no processor: the second number of
+/// `/proc/PID/schedstat`, nanoseconds
+/// (<https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat>).
 #[cfg(target_os = "linux")]
-fn on_processor() -> Duration {
-    use rustix::time::{ClockId, clock_gettime};
+fn kept_waiting() -> Option<Duration> {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
 
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
+    thread_local! {
+        static STATS: Option<File> = File::open("/proc/thread-self/schedstat").ok();
+    }
+    let mut text = [0; 64];
+    let len = STATS.with(|stats| stats.as_ref()?.read_at(&mut text, 0).ok())?;
+    let numbers = std::str::from_utf8(text.get(..len)?).ok()?;
+    Some(Duration::from_nanos(numbers.split(' ').nth(1)?.parse().ok()?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn kept_waiting() -> Option<Duration> {
+    None
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::hint::black_box;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
+    /// More threads than processors: each is kept waiting, and no processor has more to give than
+    /// the time.
     #[test]
-    fn waiting_is_not_work() {
-        const WORK: Duration = Duration::from_millis(5);
+    fn waiting_for_a_processor_is_not_work() {
+        const LONG: Duration = Duration::from_millis(300);
+
+        let cores = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+        let end = AtomicBool::new(false);
+        let (all, work) = std::thread::scope(|scope| {
+            let busy = || {
+                let work = Work::begin();
+                while !end.load(Ordering::Relaxed) {
+                    black_box(0);
+                }
+                work.done()
+            };
+            let start = Instant::now();
+            let threads: Vec<_> = (0..cores * 4).map(|_| scope.spawn(busy)).collect();
+            while start.elapsed() < LONG {
+                std::thread::park_timeout(LONG / 10);
+            }
+            end.store(true, Ordering::Relaxed);
+            let work: Duration = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+            (start.elapsed(), work)
+        });
+        assert!(work <= all * cores * 3 / 2, "{work:?} of {all:?} on {cores}");
+        assert!(!work.is_zero());
+    }
+
+    #[test]
+    fn waiting_for_anything_else_is() {
+        const LONG: Duration = Duration::from_millis(50);
 
         let work = Work::begin();
-        while work.started.elapsed() < WORK * 10 {
-            std::thread::park_timeout(WORK);
+        while work.started.elapsed() < LONG {
+            std::thread::park_timeout(LONG);
         }
-        assert!(work.done() < WORK * 5, "{:?}", work.done());
-        let before = work.done();
-        while work.done() < before + WORK {
-            black_box(0);
-        }
-        assert!(work.started.elapsed() >= WORK * 11);
+        assert!(work.done() >= LONG / 2, "{:?}", work.done());
     }
 }

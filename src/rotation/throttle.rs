@@ -87,8 +87,8 @@ impl Throttle {
         Ok(self)
     }
 
-    /// The worker threads work at most this share of the time, and rest for the remainder. Work
-    /// is time on a processor on Linux; elsewhere waiting for one, or for the disk, counts too.
+    /// The worker threads work at most this share of the time, and rest for the remainder. To wait
+    /// for a processor is not work on Linux; to wait for the disk is.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 1.
@@ -240,20 +240,21 @@ impl Pace {
     }
 
     /// A chunk was handed out of which so much is expected.
-    pub(super) fn handed_out(&mut self, now: Instant, to: &Limits, expected: Amount) {
+    pub(super) fn handed_out(&mut self, now: Instant, to: &Limits, expected: Amount) -> Duration {
         let rest = to.rest_after(expected);
         if !rest.is_zero() {
             self.by_rate = Some(self.by_rate.map_or(now, |next| next.max(now)) + rest);
         }
+        rest
     }
 
-    /// It came to this.
-    pub(super) fn came_back(&mut self, now: Instant, to: &Limits, expected: Amount, came: Amount) {
-        let (expected, came) = (to.rest_after(expected), to.rest_after(came));
-        if let Some(more) = came.checked_sub(expected).filter(|more| !more.is_zero()) {
+    /// What the next chunk had to wait for it, and what it came to.
+    pub(super) fn came_back(&mut self, now: Instant, to: &Limits, charged: Duration, came: Amount) {
+        let rest = to.rest_after(came);
+        if let Some(more) = rest.checked_sub(charged).filter(|more| !more.is_zero()) {
             self.by_rate = Some(self.by_rate.map_or(now, |next| next.max(now)) + more);
         } else if let Some(next) = self.by_rate {
-            self.by_rate = next.checked_sub(expected.saturating_sub(came));
+            self.by_rate = next.checked_sub(charged.saturating_sub(rest));
         }
     }
 
@@ -358,13 +359,14 @@ mod tests {
         let limits = Throttle::unlimited().with_bytes_per_second(1000).unwrap().limits(1);
         let amount = |bytes| Amount { records: 1, bytes };
         let mut pace = Pace::default();
-        pace.handed_out(now, &limits, amount(3000));
-        pace.came_back(now, &limits, amount(3000), amount(1000));
+        let charged = pace.handed_out(now, &limits, amount(3000));
+        assert_eq!(charged, SECOND * 3);
+        pace.came_back(now, &limits, charged, amount(1000));
         assert_eq!(pace.wait(now), SECOND);
-        pace.handed_out(now, &limits, amount(0));
-        pace.came_back(now, &limits, amount(0), amount(2000));
+        let charged = pace.handed_out(now, &limits, amount(0));
+        pace.came_back(now, &limits, charged, amount(2000));
         assert_eq!(pace.wait(now), SECOND * 3);
-        pace.came_back(now, &limits, amount(2000), amount(0));
+        pace.came_back(now, &limits, SECOND * 2, amount(0));
         assert_eq!(pace.wait(now), SECOND);
     }
 

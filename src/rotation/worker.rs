@@ -10,7 +10,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use super::governor::{Governor, Seen};
 use super::pass::{Amount, Chunk, Done, Job};
 use super::task::{Step, Task};
-use super::thread::Work;
+use super::thread::{Work, stand_back};
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
 use crate::audit::now_unix_ms;
@@ -31,7 +31,7 @@ struct Coordinator<'a> {
 pub(super) fn run(
     shared: &Rotations,
     commands: &Receiver<Command>,
-    workers: usize,
+    (workers, niceness): (usize, u8),
     started: &Sender<io::Result<()>>,
 ) {
     // A second chunk for each thread waits in the channel, so that none has to wait for one.
@@ -42,6 +42,7 @@ pub(super) fn run(
             let (taken, finished) = (taken.clone(), finished.clone());
             let thread = scope.builder().name("byokv-rewrite".to_owned());
             let thread = thread.spawn(move |_| {
+                stand_back(niceness);
                 suite::this_thread_never_forks();
                 for job in taken {
                     if finished.send(job.run(&shared.engine)).is_err() {
@@ -143,7 +144,7 @@ impl Coordinator<'_> {
         self.outstanding -= 1;
         let limits = self.governor.limits(&self.shared.throttle(), self.workers);
         let came = Amount { records: done.tally.scanned(), bytes: done.tally.bytes };
-        self.pace.came_back(now, &limits, done.expected, came);
+        self.pace.came_back(now, &limits, done.charged, came);
         self.pace.worked(now, &limits, done.busy);
         if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == done.org) {
             task.done(&self.shared.engine, now, done);
@@ -184,10 +185,10 @@ impl Coordinator<'_> {
             let Some(mut task) = self.tasks.pop_front() else { break };
             let chunk = Chunk { records: limits.chunk_records(), at_once: self.workers * 2 };
             match task.step(engine, now, chunk) {
-                Step::Job(job) => {
+                Step::Job(mut job) => {
                     idle = 0;
                     self.outstanding += 1;
-                    self.pace.handed_out(now, &limits, job.expected);
+                    job.charged = self.pace.handed_out(now, &limits, job.expected);
                     // The channel has room for all that may be outstanding.
                     let _ = self.jobs.send(job);
                 }
