@@ -426,8 +426,9 @@ def main():
             file.write(good.replace(old, new))
         env = dict(os.environ, RUSTFLAGS="-Awarnings", RUST_BACKTRACE="0")
         words = test.split()
-        env.update(word.split("=", 1) for word in words if "=" in word)
-        package, arguments = COPY, [word for word in words if "=" not in word]
+        settings = [word for word in words if "=" in word and not word.startswith("-")]
+        env.update(word.split("=", 1) for word in settings)
+        package, arguments = COPY, [word for word in words if word not in settings]
         if arguments[0] == "loom":
             package, arguments = os.path.join(COPY, "tests", "loom"), ["--lib", *arguments[1:]]
             env.update(RUSTFLAGS="--cfg loom",

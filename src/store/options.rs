@@ -101,6 +101,8 @@ impl Options {
 
     /// Ceiling on what rotations use. Default what [`KeyAdmin::set_throttle`] last set, else
     /// none.
+    ///
+    /// [`KeyAdmin::set_throttle`]: crate::KeyAdmin::set_throttle
     #[must_use]
     pub fn throttle(mut self, throttle: Throttle) -> Self {
         self.throttle = Some(throttle);
