@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::spans::Spans;
+use super::spans::{self, Spans};
 use super::thread::Work;
-use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable, split_at_places_of};
+use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Drained;
@@ -79,16 +79,10 @@ impl Cursor {
         Self { range, next: None, exhausted: false }
     }
 
-    /// For who moves records, or walks while they move: a blinded name moves to the place of the
-    /// active version, so that is walked first and nothing is met twice.
+    /// For who walks while records move.
     pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> Self {
-        let all = Self::new(org.id);
-        if !org.is_blinded() {
-            return all;
-        }
-        let (from, to) = all.range;
-        let (first, rest) = split_at_places_of(org.id, active);
-        Self { range: (first, to), next: Some((from, rest)), exhausted: false }
+        let (range, next) = spans::against_moves(org, active);
+        Self { range, next, exhausted: false }
     }
 
     /// The next records, at most `most` and about `CHUNK_BYTES`; empty at the end.

@@ -21,16 +21,8 @@ pub(super) struct Spans {
 }
 
 impl Spans {
-    /// A blinded name moves to the place of the active version, so that is walked first, and
-    /// nothing is met twice.
     pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> Self {
-        let (from, to) = prefix_range(org.id.as_bytes());
-        let (first, next) = if org.is_blinded() {
-            let (places, rest) = split_at_places_of(org.id, active);
-            ((places, to), Some((from, rest)))
-        } else {
-            ((from, to), None)
-        };
+        let (first, next) = against_moves(org, active);
         Self { idle: VecDeque::from([first]), out: 0, next, is_large: false }
     }
 
@@ -78,6 +70,17 @@ impl Spans {
     pub(super) fn are_taken(&self) -> bool {
         self.idle.is_empty() && self.next.is_none()
     }
+}
+
+/// An org's range, and what comes when that is walked: a blinded name moves to the place of the
+/// active version, so that is walked first, and nothing is met twice.
+pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> (Range, Option<Range>) {
+    let (from, to) = prefix_range(org.id.as_bytes());
+    if !org.is_blinded() {
+        return ((from, to), None);
+    }
+    let (places, rest) = split_at_places_of(org.id, active);
+    ((places, to), Some((from, rest)))
 }
 
 /// A key halfway between the first and the last one of the span, with records on both sides. How

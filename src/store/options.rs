@@ -86,7 +86,7 @@ impl Options {
         self
     }
 
-    /// How far the rotation's threads stand back from all others that want the processor: what is
+    /// How far the threads that rewrite records stand back from all others that want the processor: what is
     /// added to the nice value ([`setpriority(2)`]) of the thread that opens the store, which ends
     /// at 19. Default 10; 0 to 19. With 10, a rotation gets about a tenth of a core for which a
     /// thread of yours competes, and all of an idle one. 0 if the rotation is what you wait for.
