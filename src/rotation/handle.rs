@@ -76,7 +76,6 @@ impl Rotation {
     /// # Errors
     /// [`Error::OrgErased`]; disk errors of the machine: it pauses, but not over a restart.
     pub fn pause(&self) -> Result<()> {
-        self.org.check_exists()?;
         self.rotations.pause(&self.org, true)
     }
 

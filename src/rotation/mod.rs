@@ -177,12 +177,18 @@ impl Rotations {
 
     /// Pauses or resumes, until that is changed: also over a restart.
     pub(crate) fn pause(&self, org: &OrgState, paused: bool) -> Result<()> {
-        if let Some(report) = self.board().reports.get_mut(&org.id)
+        let mut board = self.board();
+        if paused {
+            // An erasure is not to be paused, and none begins while the board is held.
+            org.check_exists()?;
+        }
+        if let Some(report) = board.reports.get_mut(&org.id)
             && report.progress.phase != Phase::Done
         {
             report.progress.paused = paused;
         }
-        let _ = self.commands.send(Command::Pause(org.id, paused));
+        self.send(&board, Command::Pause(org.id, paused));
+        drop(board);
         self.set(|settings| {
             if paused {
                 settings.paused.insert(org.id);
