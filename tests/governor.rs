@@ -64,7 +64,7 @@ fn a_rotation_that_has_time_takes_it_and_ends_before_the_deadline() {
 fn a_target_that_reads_miss_anyhow_is_told_and_the_rotation_ends_all_the_same() {
     let place = Place::new();
     let store = place.open();
-    let org = filled(&store, "acme", 20_000);
+    let org = filled(&store, "acme", 40_000);
     let throttle = Throttle::unlimited().with_foreground_p99(Duration::from_micros(1)).unwrap();
     store.keys().set_throttle(throttle).unwrap();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
@@ -88,7 +88,7 @@ fn a_target_that_reads_miss_anyhow_is_told_and_the_rotation_ends_all_the_same() 
         store.keys().set_throttle(Throttle::unlimited()).unwrap();
         rotation.ended();
     });
-    check_filled(&org, 20_000);
+    check_filled(&org, 40_000);
 }
 
 /// Targets and ceilings together: none keeps a rotation from ending.

@@ -46,8 +46,9 @@ pub(crate) struct Load {
 #[derive(Clone)]
 pub(crate) struct Seen {
     pub(crate) phases: [Histogram<u64>; 3],
-    /// From the start of each operation, as the store itself can see it.
-    pub(crate) served: Histogram<u64>,
+    /// The same from the start of each operation, with those that would have come meanwhile: what
+    /// the store itself can see.
+    pub(crate) served: [Histogram<u64>; 3],
     /// Operations that were answered in that time, whenever they were due.
     pub(crate) answered: [u64; 3],
     pub(crate) seconds: Vec<Histogram<u64>>,
@@ -56,15 +57,16 @@ pub(crate) struct Seen {
 
 impl Seen {
     fn new() -> Self {
-        let phases = [histogram(), histogram(), histogram()];
-        Self { phases, served: histogram(), answered: [0; 3], seconds: Vec::new(), errors: 0 }
+        let three = || [histogram(), histogram(), histogram()];
+        let (phases, served) = (three(), three());
+        Self { phases, served, answered: [0; 3], seconds: Vec::new(), errors: 0 }
     }
 
     fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.phases.iter_mut().zip(&other.phases) {
+        let mine = self.phases.iter_mut().chain(&mut self.served);
+        for (mine, theirs) in mine.zip(other.phases.iter().chain(&other.served)) {
             mine.add(theirs).unwrap();
         }
-        self.served.add(&other.served).unwrap();
         for (mine, theirs) in self.answered.iter_mut().zip(other.answered) {
             *mine += theirs;
         }
@@ -135,8 +137,9 @@ impl Load {
             let right = self.operate(step * THREADS + thread);
             let answered = nanos(self.start.elapsed());
             seen.errors += u64::from(!right);
-            seen.served.record((answered - started).max(1)).unwrap();
-            self.note(&mut seen, due, answered);
+            let phase = self.note(&mut seen, due, answered);
+            let interval = rate.map_or(0, |rate| scheduled(THREADS, rate));
+            seen.served[phase].record_correct((answered - started).max(1), interval).unwrap();
         }
         seen
     }
@@ -157,7 +160,8 @@ impl Load {
     }
 
     /// An operation that was due before the rotation ended, or answered after it began, met it.
-    fn note(&self, seen: &mut Seen, due: Nanos, answered: Nanos) {
+    /// Before, during, or after.
+    fn note(&self, seen: &mut Seen, due: Nanos, answered: Nanos) -> usize {
         let (began, ended) = self.rotation();
         let phase = usize::from(answered >= began) + usize::from(due >= ended);
         let took = (answered - due).max(1);
@@ -169,6 +173,7 @@ impl Load {
             seen.seconds.resize_with(second + 1, histogram);
         }
         seen.seconds[second].record(took).unwrap();
+        phase
     }
 }
 

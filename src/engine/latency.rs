@@ -1,5 +1,6 @@
 //! How long reads and writes take, measured only while somebody asks.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,17 +12,24 @@ const BUCKETS: usize = 40 * STEPS;
 pub(crate) struct Latency {
     asked: AtomicBool,
     buckets: Box<[AtomicU64; BUCKETS]>,
+    /// Of the looks of all stores of the process, the one that comes next here.
+    look: AtomicU64,
+    threads: AtomicU64,
 }
 
-/// What was measured since the last look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// Nobody read or wrote.
-    #[default]
-    Nothing,
-    /// One in a hundred cannot be told from these.
-    TooFew,
-    P99(Duration),
+static LOOKS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// The look for which this thread was counted last.
+    static COUNTED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Operations by what they took.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Counts {
+    buckets: Box<[u64; BUCKETS]>,
+    /// For how long, times the threads that called.
+    thread_time: Duration,
 }
 
 /// Counts what passes from its making to its end.
@@ -31,13 +39,13 @@ pub(crate) struct Timed<'a>(Option<(&'a Latency, Instant)>);
 impl Latency {
     pub(super) fn new() -> Self {
         let buckets = Box::new([const { AtomicU64::new(0) }; BUCKETS]);
-        Self { asked: AtomicBool::new(false), buckets }
+        Self { asked: AtomicBool::new(false), buckets, look: next_look(), threads: 0.into() }
     }
 
     /// Begins or ends measuring.
     pub(crate) fn ask(&self, asked: bool) {
         if self.asked.swap(asked, Ordering::Relaxed) != asked {
-            self.take_p99(1);
+            self.take(Duration::ZERO);
         }
     }
 
@@ -46,40 +54,123 @@ impl Latency {
         Timed(asked.then(|| (self, Instant::now())))
     }
 
-    /// What 99 of 100 operations since the last call took at most, to an eighth. Where there were
-    /// fewer than `least`, they are kept for the next call.
-    pub(crate) fn take_p99(&self, least: u64) -> Taken {
-        let counts: Vec<u64> = self.buckets.iter().map(|n| n.load(Ordering::Relaxed)).collect();
-        let all: u64 = counts.iter().sum();
-        if all == 0 {
-            return Taken::Nothing;
+    /// What has ended since the last call, which was so long ago.
+    pub(crate) fn take(&self, since: Duration) -> Counts {
+        let mut counts = Counts::default();
+        for (count, bucket) in counts.buckets.iter_mut().zip(&*self.buckets) {
+            *count = bucket.swap(0, Ordering::Relaxed);
         }
-        if all < least {
-            return Taken::TooFew;
+        self.look.store(LOOKS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let threads = self.threads.swap(0, Ordering::Relaxed);
+        counts.thread_time = since.saturating_mul(u32::try_from(threads).unwrap_or(u32::MAX));
+        counts
+    }
+
+    fn count(&self, time: Duration) {
+        self.buckets[bucket(nanos(time))].fetch_add(1, Ordering::Relaxed);
+        let look = self.look.load(Ordering::Relaxed);
+        if COUNTED.replace(look) != look {
+            self.threads.fetch_add(1, Ordering::Relaxed);
         }
-        for (bucket, count) in self.buckets.iter().zip(&counts) {
-            bucket.fetch_sub(*count, Ordering::Relaxed);
+    }
+}
+
+fn next_look() -> AtomicU64 {
+    LOOKS.fetch_add(1, Ordering::Relaxed).into()
+}
+
+impl Counts {
+    pub(crate) fn all(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    pub(crate) fn add(&mut self, others: &Self) {
+        for (count, other) in self.buckets.iter_mut().zip(&*others.buckets) {
+            *count += other;
         }
-        let mut above = all / 100;
-        let mut slowest = counts.iter().enumerate().rev();
-        let found = slowest.find(|(_, count)| match above.checked_sub(**count) {
+        self.thread_time += others.thread_time;
+    }
+
+    /// With those that were kept waiting: a thread that is held up begins late what it would have
+    /// begun meanwhile, at the pace that the threads had, and that shows in no time between begin
+    /// and end ("coordinated omission"). HdrHistogram's correction for an expected interval.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub(crate) fn corrected(&self) -> Self {
+        let mut corrected = self.clone();
+        let interval = self.thread_time.as_nanos() as f64 / self.all() as f64;
+        let (mut longer, mut more) = (0, 0.0);
+        for at in (0..BUCKETS).rev() {
+            let lower = at.checked_sub(1).map_or(0, upper);
+            // An operation that took longer than the whole bucket keeps one waiting in it for each
+            // interval that it spans.
+            if lower as f64 >= interval {
+                more += longer as f64 * (upper(at) - lower) as f64 / interval;
+                corrected.buckets[at] += more as u64;
+                more = more.fract();
+            }
+            longer += self.buckets[at];
+        }
+        corrected
+    }
+
+    /// How many took longer than this, where those of one bucket lie evenly in it.
+    #[allow(clippy::cast_precision_loss)]
+    pub(crate) fn longer_than(&self, time: Duration) -> f64 {
+        let time = nanos(time);
+        let at = bucket(time);
+        let longer: u64 = self.buckets[at + 1..].iter().sum();
+        let lower = at.checked_sub(1).map_or(0, upper);
+        let share = upper(at).saturating_sub(time) as f64 / (upper(at) - lower) as f64;
+        longer as f64 + self.buckets[at] as f64 * share.min(1.0)
+    }
+
+    /// What 99 of 100 took at most, to an eighth; `None` where there are none.
+    pub(crate) fn p99(&self) -> Option<Duration> {
+        let mut above = self.all() / 100;
+        let mut slowest = self.buckets.iter().enumerate().rev();
+        let (bucket, _) = slowest.find(|(_, count)| match above.checked_sub(**count) {
             Some(left) => {
                 above = left;
                 false
             }
             None => true,
-        });
-        found.map_or(Taken::Nothing, |(bucket, _)| Taken::P99(Duration::from_nanos(upper(bucket))))
+        })?;
+        Some(Duration::from_nanos(upper(bucket)))
+    }
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self { buckets: Box::new([0; BUCKETS]), thread_time: Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
+impl Counts {
+    /// So many that took so long.
+    pub(crate) fn of(amounts: &[(u64, Duration)]) -> Self {
+        let mut counts = Self::default();
+        for (amount, time) in amounts {
+            counts.buckets[bucket(nanos(*time))] += amount;
+        }
+        counts
+    }
+
+    pub(crate) fn by_threads(self, thread_time: Duration) -> Self {
+        Self { thread_time, ..self }
     }
 }
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
         if let Some((latency, since)) = self.0 {
-            let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            latency.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
+            latency.count(since.elapsed());
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The three bits behind the highest one choose the step.
@@ -97,6 +188,7 @@ fn upper(bucket: usize) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)]
 mod tests {
     use super::*;
 
@@ -115,32 +207,64 @@ mod tests {
 
     #[test]
     fn the_slowest_hundredth_is_left_out() {
+        let (short, long) = (Duration::from_micros(1), Duration::from_millis(1));
+        let fast = Counts::of(&[(990, short), (10, long)]).p99().unwrap();
+        assert!(fast >= short && fast < short.mul_f64(1.13), "{fast:?}");
+        assert!(Counts::of(&[(989, short), (11, long)]).p99().unwrap() >= long);
+        assert_eq!(Counts::default().p99(), None);
+    }
+
+    #[test]
+    fn what_takes_longer_is_counted_within_a_bucket_too() {
+        let micros = Duration::from_micros;
+        let counts = Counts::of(&[(70, micros(5)), (20, micros(900)), (10, micros(5000))]);
+        for (time, longer) in [(0, 100.0), (10, 30.0), (1000, 10.0), (10_000, 0.0)] {
+            assert_eq!(counts.longer_than(micros(time)), longer, "{time}");
+        }
+        assert_eq!(counts.longer_than(Duration::MAX), 0.0);
+        // 896 to 960 ns is a bucket, and 915 lies at three tenths of it.
+        let even = Counts::of(&[(100, Duration::from_nanos(930))]);
+        let longer = even.longer_than(Duration::from_nanos(915));
+        assert!((longer - 70.3).abs() < 0.1, "{longer}");
+    }
+
+    #[test]
+    fn who_was_kept_waiting_is_counted() {
+        // Four threads that begin 1000 operations a second, one of which takes 100 ms.
+        let (short, long) = (Duration::from_micros(50), Duration::from_millis(100));
+        let counts = Counts::of(&[(999, short), (1, long)]).by_threads(Duration::from_secs(4));
+        let corrected = counts.corrected();
+        // Every 4 ms one that waits until the long one has ended.
+        assert!(corrected.all().abs_diff(1000 + 24) <= 3, "{}", corrected.all());
+        let half = corrected.longer_than(long / 2);
+        assert!((half - 13.0).abs() < 2.0, "{half}");
+        assert!(counts.p99().unwrap() < short * 2);
+        assert!(corrected.p99().unwrap() > long / 2);
+        // None waits where they come further apart than they take, or nobody came.
+        let rare = Counts::of(&[(10, long)]).by_threads(Duration::from_secs(4));
+        assert_eq!(rare.corrected(), rare);
+        assert_eq!(Counts::default().corrected(), Counts::default());
+    }
+
+    #[test]
+    fn it_counts_while_somebody_asks_and_forgets_what_was_taken() {
+        const SECOND: Duration = Duration::from_secs(1);
         let latency = Latency::new();
-        assert!(latency.start().0.is_none(), "nobody asked");
-        latency.ask(true);
-        let count = |nanos: u64, times: u64| {
-            latency.buckets[bucket(nanos)].fetch_add(times, Ordering::Relaxed);
-        };
-        let p99 = |latency: &Latency| match latency.take_p99(1000) {
-            Taken::P99(p99) => p99,
-            other => panic!("{other:?}"),
-        };
-        count(1000, 990);
-        count(1_000_000, 10);
-        let fast = p99(&latency);
-        assert!(
-            fast >= Duration::from_nanos(1000) && fast < Duration::from_nanos(1130),
-            "{fast:?}"
-        );
-        assert_eq!(latency.take_p99(1), Taken::Nothing, "taken");
-        count(1000, 989);
-        count(1_000_000, 11);
-        assert_eq!(latency.take_p99(1001), Taken::TooFew, "kept");
-        assert!(p99(&latency) >= Duration::from_millis(1));
         drop(latency.start());
-        assert!(matches!(latency.take_p99(1), Taken::P99(_)));
-        count(1000, 5);
+        assert_eq!(latency.take(SECOND), Counts::default(), "nobody asked");
+        latency.ask(true);
+        drop(latency.start());
+        drop(latency.start());
+        let one_thread = latency.take(SECOND);
+        assert_eq!((one_thread.all(), one_thread.thread_time), (2, SECOND));
+        assert_eq!(latency.take(SECOND), Counts::default(), "taken");
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(latency.start()));
+            drop(latency.start());
+        });
+        assert_eq!(latency.take(SECOND).thread_time, SECOND * 2);
+        drop(latency.start());
         latency.ask(false);
-        assert_eq!(latency.take_p99(1), Taken::Nothing, "forgotten");
+        assert_eq!(latency.take(SECOND), Counts::default(), "forgotten");
     }
 }

@@ -32,7 +32,7 @@ use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
-pub(crate) use latency::{Latency, Taken};
+pub(crate) use latency::{Counts, Latency};
 pub(crate) use names::{Moved, place_version, split_at_places_of};
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};

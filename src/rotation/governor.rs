@@ -5,13 +5,13 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::throttle::{Limits, Throttle};
-use crate::engine::Taken;
+use crate::engine::Counts;
 
 /// What is looked at in a window.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
-    /// Of reads and writes.
-    pub(super) taken: Taken,
+    /// Reads and writes that ended in it, once it is over.
+    pub(super) taken: Counts,
     /// Records that no pass has reached, once they are counted.
     pub(super) left: Option<u64>,
     /// Records per second of late.
@@ -59,10 +59,13 @@ pub(super) struct Governor {
     enough: Option<f64>,
     /// Of the time until the deadline, what is not planned for.
     spare: Option<Duration>,
+    /// What reads and writes took since `cores` was last set, and in how many windows.
+    taken: Counts,
+    windows: u32,
     /// Windows in a row in which a target was missed.
     short: u32,
     slow: u32,
-    /// When it was last seen.
+    /// Of reads and writes, when they last took too long.
     p99: Option<Duration>,
     missed: Option<Missed>,
 }
@@ -71,7 +74,9 @@ impl Governor {
     /// Between two looks.
     pub(super) const WINDOW: Duration = Duration::from_millis(100);
     const FIRST: f64 = 0.1;
-    const LEAST: f64 = 0.01;
+    const LEAST: f64 = 0.05;
+    /// What reads and writes take is judged over so many windows: a second.
+    const PERIOD: u32 = 10;
     /// A target counts as missed when it was so often in a row: two seconds.
     const PATIENCE: u32 = 20;
 
@@ -81,6 +86,8 @@ impl Governor {
             cores: Self::FIRST,
             enough: None,
             spare: None,
+            taken: Counts::default(),
+            windows: 0,
             short: 0,
             slow: 0,
             p99: None,
@@ -88,26 +95,27 @@ impl Governor {
         }
     }
 
-    /// Looks, if a window is over or a deadline has no pace yet; whether what it says of missed
-    /// targets has changed.
+    /// Looks, if a window is over (`see` is told how long it was) or a deadline has no pace yet;
+    /// whether what it says of missed targets has changed.
     pub(super) fn look(
         &mut self,
         now: Instant,
         to: &Throttle,
         workers: usize,
-        see: impl FnOnce() -> Seen,
+        see: impl FnOnce(Option<Duration>) -> Seen,
     ) -> bool {
-        let is_over = now.saturating_duration_since(self.since) >= Self::WINDOW;
+        let window = Some(now.saturating_duration_since(self.since));
+        let window = window.filter(|window| *window >= Self::WINDOW);
         let is_needed = to.finish_by_unix_ms().is_some() && self.enough.is_none();
-        if !is_over && !is_needed {
+        if window.is_none() && !is_needed {
             return false;
         }
-        let seen = see();
-        if is_over {
+        let seen = see(window);
+        if window.is_some() {
             self.since = now;
-            self.follow_latency(to, workers, seen.taken);
+            self.follow_latency(to, workers, &seen.taken);
         }
-        let late = self.follow_deadline(seen);
+        let late = self.follow_deadline(&seen);
         let slow = self.p99.filter(|_| self.slow >= Self::PATIENCE).map(Missed::Slow);
         let missed = late.or(slow);
         let changed = missed.is_some() != self.missed.is_some();
@@ -115,42 +123,57 @@ impl Governor {
         changed
     }
 
-    /// Backs off fast and comes back slowly, the slower the nearer to the target: where reads and
-    /// writes take nearly as long without a rotation, it must not stay where one of ten windows
-    /// that was slow by itself has left it. Where nobody reads or writes it only comes back, where
-    /// few do it stays until there are enough to tell.
-    fn follow_latency(&mut self, to: &Throttle, workers: usize, taken: Taken) {
+    /// One of a hundred may take longer than the target, counted over a period: a tenth of a second
+    /// that is slow by itself is no reason to go slower. As soon as a whole period's share of slow
+    /// ones is used up, it goes slower, and judges afresh. The nearer to that share, the smaller the
+    /// step, either way. Where nobody reads or writes it only comes back, where few do it stays
+    /// until there are enough to tell.
+    fn follow_latency(&mut self, to: &Throttle, workers: usize, taken: &Counts) {
+        /// Fewer say nothing about one in a hundred.
+        const ENOUGH: u64 = 100;
+        /// Of reads and writes.
+        const SLOW: f64 = 0.01;
+
         let Some(target) = to.foreground_p99() else {
             self.slow = 0;
             return;
         };
-        if let Taken::P99(p99) = taken {
-            self.p99 = Some(p99);
+        self.taken.add(taken);
+        if self.taken.all() == 0 {
+            return self.step(workers, 1.15);
         }
-        match taken {
-            Taken::TooFew => {
-                // What the last look said still holds.
-                self.slow += u32::from(self.slow > 0);
-            }
-            Taken::P99(p99) if p99 > target => {
-                self.slow = if self.cores <= Self::LEAST { self.slow + 1 } else { 0 };
-                self.cores = (self.cores * 0.6).max(Self::LEAST);
-            }
-            Taken::P99(p99) if p99 > target.mul_f64(0.75) => self.grow(workers, 0.05),
-            _ => self.grow(workers, 0.15),
+        self.windows += 1;
+        if self.taken.all() < ENOUGH {
+            // What the last look said still holds.
+            self.slow += u32::from(self.slow > 0);
+            return;
+        }
+        let taken = self.taken.corrected();
+        #[allow(clippy::cast_precision_loss)]
+        let all = taken.all() as f64;
+        let slow = taken.longer_than(target);
+        let periods = f64::from(self.windows) / f64::from(Self::PERIOD);
+        if slow > all * SLOW / periods.min(1.0) {
+            self.p99 = taken.p99();
+            self.slow = if self.cores <= Self::LEAST { self.slow + self.windows } else { 0 };
+            self.step(workers, (all * SLOW / slow).max(0.5));
+        } else if self.windows >= Self::PERIOD {
+            self.slow = 0;
+            self.step(workers, (all * SLOW / slow).sqrt().min(2.0));
         }
     }
 
-    fn grow(&mut self, workers: usize, by: f64) {
-        self.slow = 0;
+    /// To so many times as much of a core.
+    fn step(&mut self, workers: usize, by: f64) {
         #[allow(clippy::cast_precision_loss)]
         let most = workers as f64;
-        self.cores = (self.cores * (1.0 + by) + Self::LEAST * by).min(most);
+        self.cores = (self.cores * by).clamp(Self::LEAST, most);
+        (self.taken, self.windows) = (Counts::default(), 0);
     }
 
     /// Aims at an end a tenth of the time before. While the records are not counted, nothing
     /// holds the rotation back: that would have to be made up for.
-    fn follow_deadline(&mut self, seen: Seen) -> Option<Missed> {
+    fn follow_deadline(&mut self, seen: &Seen) -> Option<Missed> {
         let (Some(left), Some(time_left)) = (seen.left, seen.time_left) else {
             (self.enough, self.short) = (None, 0);
             return None;
@@ -206,7 +229,7 @@ mod tests {
 
         fn look(&mut self, seen: Seen) -> bool {
             self.now += Governor::WINDOW;
-            self.governor.look(self.now, &self.throttle, 4, || seen)
+            self.governor.look(self.now, &self.throttle, 4, |_| seen)
         }
 
         fn limits(&self) -> Limits {
@@ -218,28 +241,37 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    /// A window of a thousand reads and writes, so many of which took so long.
+    fn slow(slow: u64, time: Duration) -> Seen {
+        let taken = Counts::of(&[(1000 - slow, Duration::from_micros(100)), (slow, time)]);
+        Seen { taken, ..Seen::default() }
+    }
+
     #[test]
     fn it_looks_once_a_window() {
         let mut run = Run::new(Throttle::unlimited());
         run.look(Seen::default());
-        let seen = run.governor.look(run.now, &run.throttle, 4, || panic!("too early"));
+        let seen = run.governor.look(run.now, &run.throttle, 4, |_| panic!("too early"));
         assert!(!seen);
     }
 
-    /// A foreground whose p99 grows with what the rotation uses: it settles at the target.
+    /// A foreground that is slow the more often the more the rotation uses: it settles where one of
+    /// a hundred is.
     #[test]
     fn the_pace_settles_where_reads_and_writes_stay_quick() {
-        let target = ms(10);
-        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(target).unwrap());
-        let p99 = |cores: f64| ms(2).mul_f64(1.0 + 10.0 * cores);
-        let mut over = 0;
-        for window in 0..300 {
-            let p99 = p99(run.limits().cores);
-            over += u32::from(window > 50 && p99 > target.mul_f64(1.2));
-            run.look(Seen { taken: Taken::P99(p99), ..Seen::default() });
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let (mut late, mut cores) = (0, 0.0);
+        for window in 0..600 {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let often = (2.0 + 32.0 * run.limits().cores) as u64;
+            if window >= 100 {
+                late += often;
+                cores += run.limits().cores / 500.0;
+            }
+            run.look(slow(often, ms(20)));
         }
-        assert_eq!(over, 0);
-        assert!(run.limits().cores > 0.15, "{}", run.limits().cores);
+        assert!(late <= 5050, "of 500,000: {late}");
+        assert!(cores > 0.2, "{cores}");
         assert_eq!(run.governor.missed(), None);
         for _ in 0..100 {
             run.look(Seen::default());
@@ -247,29 +279,56 @@ mod tests {
         assert!(run.limits().cores > 3.9, "nobody reads: {}", run.limits().cores);
     }
 
-    /// They take nearly as long by themselves, and now and then longer.
+    /// A window that is slow by itself, every other second.
     #[test]
-    fn what_the_rotation_does_not_cause_does_not_hold_it_back_for_long() {
-        let target = ms(100);
-        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(target).unwrap());
-        let mut cores = 0.0;
-        for window in 0..1200 {
-            let p99 = if window % 15 == 0 { ms(130) } else { ms(85) };
-            run.look(Seen { taken: Taken::P99(p99), ..Seen::default() });
-            cores += run.limits().cores / 1200.0;
+    fn what_the_rotation_does_not_cause_does_not_hold_it_back() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(100)).unwrap());
+        for window in 0..600 {
+            run.look(slow(if window % 20 == 7 { 30 } else { 3 }, ms(130)));
         }
-        assert!(cores > 0.2, "{cores}");
+        assert!(run.limits().cores > 1.0, "{}", run.limits().cores);
+    }
+
+    #[test]
+    fn it_backs_off_at_once_where_a_second_of_slowness_comes_in_a_window() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let before = run.limits().cores;
+        run.look(slow(90, ms(20)));
+        assert!((run.limits().cores - before).abs() < 1e-9, "less than a second may have");
+        run.look(slow(60, ms(20)));
+        assert!(run.limits().cores < before * 0.6, "{}", run.limits().cores);
+    }
+
+    /// One that takes long counts with those that its thread begins late for it.
+    #[test]
+    fn who_is_kept_waiting_counts_as_slow() {
+        let run = |thread_time| {
+            let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+            let taken = slow(1, ms(90)).taken.by_threads(thread_time);
+            for _ in 0..20 {
+                run.look(Seen { taken: taken.clone(), ..Seen::default() });
+            }
+            run.limits().cores
+        };
+        assert!(run(Governor::WINDOW) <= Governor::LEAST, "one thread: it stood still");
+        assert!(run(Governor::WINDOW * 1000) > Governor::FIRST, "one of a thousand");
     }
 
     #[test]
     fn a_target_below_what_reads_take_anyhow_is_told() {
         let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(1)).unwrap());
-        let slow = Seen { taken: Taken::P99(ms(5)), ..Seen::default() };
-        let told = (0..100).filter(|_| run.look(slow)).count();
-        assert_eq!((told, run.governor.missed()), (1, Some(Missed::Slow(ms(5)))));
+        let told = (0..100).filter(|_| run.look(slow(1000, ms(5)))).count();
+        assert_eq!(told, 1);
+        let missed = run.governor.missed();
+        let Some(Missed::Slow(p99)) = missed else { panic!("{missed:?}") };
+        assert!(p99 >= ms(5) && p99 < ms(6), "{p99:?}");
         assert!((run.limits().cores - Governor::LEAST).abs() < 1e-9, "it goes on all the same");
-        assert!(run.look(Seen::default()));
-        assert_eq!(run.governor.missed(), None);
+        for _ in 0..10 {
+            run.look(Seen { taken: Counts::of(&[(5, ms(5))]), ..Seen::default() });
+        }
+        assert!(run.governor.missed().is_some(), "too few to tell");
+        let told = (0..20).filter(|_| run.look(slow(0, ms(0)))).count();
+        assert_eq!((told, run.governor.missed()), (1, None));
     }
 
     /// What holds it back shrinks with what is left, and yet it arrives.
@@ -284,7 +343,7 @@ mod tests {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let counted = Some(left as u64);
             let rate = run.limits().records_per_second;
-            run.look(Seen { taken: Taken::Nothing, left: counted, rate, time_left });
+            run.look(Seen { taken: Counts::default(), left: counted, rate, time_left });
             left -= run.limits().records_per_second.unwrap() * window;
             assert_eq!(run.governor.missed(), None);
         }
@@ -295,7 +354,7 @@ mod tests {
     fn a_deadline_sets_the_pace_and_says_early_when_it_cannot_be_kept() {
         let mut run = Run::new(Throttle::unlimited());
         let seen = |left, rate, time_left| Seen {
-            taken: Taken::Nothing,
+            taken: Counts::default(),
             left: Some(left),
             rate: Some(rate),
             time_left: Some(Duration::from_secs(time_left)),
@@ -321,7 +380,7 @@ mod tests {
         let mut run = Run::new(throttle.with_foreground_p99(ms(10)).unwrap());
         let seen = Seen { left: Some(90_000), rate: Some(1.0), ..Seen::default() };
         for _ in 0..100 {
-            run.look(Seen { time_left: Some(Duration::from_secs(10)), ..seen });
+            run.look(Seen { time_left: Some(Duration::from_secs(10)), ..seen.clone() });
         }
         assert_eq!(run.limits().records_per_second, Some(500.0));
         assert!((run.limits().cores - 0.5).abs() < 1e-9);

@@ -116,8 +116,10 @@ impl Throttle {
     }
 
     /// Rotations take what leaves 99 of 100 reads and writes at most `p99` long, as measured
-    /// while they are under way, every tenth of a second. They never stop for it: where reads
-    /// and writes take longer at a hundredth of a core too, [`Progress::warning`] says so.
+    /// while they are under way, over a second and where it is needed in a tenth of one. An
+    /// operation that takes long counts with those that its thread begins late for it
+    /// (coordinated omission is corrected, as HdrHistogram does). They never stop for it: where
+    /// reads and writes take longer at a twentieth of a core too, [`Progress::warning`] says so.
     /// Durable writes count with their sync. At least 1 µs.
     ///
     /// [`Progress::warning`]: crate::Progress::warning

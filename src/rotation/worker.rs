@@ -112,8 +112,7 @@ impl Coordinator<'_> {
                 self.governor = Governor::new(Instant::now());
             }
             Command::Pause(org, paused) => {
-                let pausable = |task: &&mut Task| task.org.id == org && !task.is_erasure;
-                if let Some(task) = self.tasks.iter_mut().find(pausable) {
+                if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == org) {
                     task.paused = paused;
                     if !paused {
                         task.wake(task.woken, self.shared.is_rotating(&task.org));
@@ -216,14 +215,11 @@ impl Coordinator<'_> {
 
     /// Lets the governor look, and tells what it says of missed targets.
     fn govern(&mut self, throttle: &Throttle, now: Instant) {
-        /// Fewer reads and writes say nothing about one in a hundred.
-        const ENOUGH: u64 = 100;
-
         let latency = &self.shared.engine.latency;
         latency.ask(throttle.foreground_p99().is_some() && !self.tasks.is_empty());
         let tasks = &self.tasks;
-        let changed = self.governor.look(now, throttle, self.workers, || Seen {
-            taken: latency.take_p99(ENOUGH),
+        let changed = self.governor.look(now, throttle, self.workers, |window| Seen {
+            taken: window.map(|window| latency.take(window)).unwrap_or_default(),
             left: tasks.iter().map(Task::left).sum(),
             rate: tasks.iter().filter_map(Task::rate).reduce(|a, b| a + b),
             time_left: throttle
