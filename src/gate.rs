@@ -108,6 +108,12 @@ impl<T> Gate<T> {
         Entered(self.writers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether a writer would have to wait.
+    #[cfg(all(test, feature = "backup", not(loom)))]
+    pub(crate) fn is_held(&self) -> bool {
+        self.writers.try_read().is_err()
+    }
+
     /// For one operation that reads; never waits for a writer, and writes to nothing that other
     /// readers use.
     pub(crate) fn look(&self) -> Guard<Arc<T>> {

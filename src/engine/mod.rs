@@ -299,8 +299,26 @@ pub(crate) fn check_value(value: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
     use super::*;
+    use crate::keyring::root::RootKey;
+    use crate::material::KeyMaterial;
+    use crate::storage::SledOptions;
+
+    /// Opens, or makes, under always the same root key.
+    pub(crate) fn engine(dir: &Path) -> Arc<Engine> {
+        let sled = SledOptions {
+            cache_bytes: 1 << 24,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_secs(1),
+        };
+        let options = EngineOptions { sled, create: true, accept_rollback: false };
+        let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
+        Engine::open(dir, root, &options).unwrap()
+    }
 
     #[test]
     fn names_print_escaped_and_cut() {

@@ -24,3 +24,24 @@ impl Engine {
         look(&ring.keyring, &orgs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::tests::engine;
+    use crate::keyring::OrgPolicy;
+
+    #[test]
+    fn nobody_writes_meanwhile_into_the_orgs_that_are_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let orgs = ["acme", "umbra"].map(|org| engine.create_org(org, OrgPolicy::byok()).unwrap());
+        let held = |only: &[String]| {
+            engine
+                .at_standstill(only, |_, _| Ok(orgs.each_ref().map(|org| org.gate.is_held())))
+                .unwrap()
+        };
+        assert_eq!(held(&[]), [true, true]);
+        assert_eq!(held(&["umbra".to_owned()]), [false, true]);
+        assert!(orgs.iter().all(|org| !org.gate.is_held()));
+    }
+}

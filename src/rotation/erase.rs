@@ -84,8 +84,8 @@ impl Deletion {
 
 #[cfg(test)]
 mod tests {
-    use super::super::retire::tests::engine;
     use super::*;
+    use crate::engine::tests::engine;
     use crate::keyring::OrgPolicy;
 
     /// What somebody wrote who had the keys from before they were destroyed.

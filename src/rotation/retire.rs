@@ -129,18 +129,16 @@ pub(super) fn retire(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
-    use crate::engine::EngineOptions;
+    use crate::engine::tests::engine;
     use crate::id::Origin;
-    use crate::keyring::root::RootKey;
     use crate::keyring::{NamePolicy, OrgPolicy};
     use crate::material::KeyMaterial;
     use crate::rotation::pass::{Chunk, Pass};
-    use crate::storage::{SledOptions, Space};
+    use crate::storage::Space;
 
     fn clean_pass(engine: &Engine, org: &Arc<OrgState>) -> CleanPass {
         let mut pass = Pass::new(org);
@@ -157,17 +155,6 @@ pub(super) mod tests {
         let mut count = HeaderCount::new(org);
         while count.step(engine, org).unwrap() {}
         count
-    }
-
-    pub(in crate::rotation) fn engine(dir: &std::path::Path) -> Arc<Engine> {
-        let sled = SledOptions {
-            cache_bytes: 1 << 24,
-            segment_bytes: 512 << 10,
-            flush_interval: Duration::from_secs(1),
-        };
-        let options = EngineOptions { sled, create: true, accept_rollback: false };
-        let root = RootKey::from_material(KeyMaterial::generate().unwrap());
-        Engine::open(dir, root, &options).unwrap()
     }
 
     /// Invariant 8, where names are blinded: an envelope under the new key at a place of the old

@@ -114,8 +114,8 @@ fn middle(low: &[u8], high: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::retire::tests::engine;
     use super::*;
+    use crate::engine::tests::engine;
     use crate::id::OrgId;
     use crate::keyring::{NamePolicy, OrgPolicy};
 

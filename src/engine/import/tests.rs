@@ -2,32 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::Path;
 use std::time::Duration;
 
 use crate::audit::{AuditEvent, now_unix_ms};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::Engine;
+use crate::engine::tests::engine as open;
 use crate::error::{Error, ImportError};
 use crate::id::TokenId;
 use crate::import::ImportToken;
 use crate::keyring::OrgPolicy;
-use crate::keyring::root::RootKey;
 use crate::material::KeyMaterial;
-use crate::storage::SledOptions;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MINUTE_MS: u64 = 60_000;
-
-fn open(dir: &Path) -> std::sync::Arc<Engine> {
-    let sled = SledOptions {
-        cache_bytes: 1 << 24,
-        segment_bytes: 512 << 10,
-        flush_interval: Duration::from_secs(1),
-    };
-    let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
-    let options = EngineOptions { sled, create: true, accept_rollback: false };
-    Engine::open(dir, root, &options).unwrap()
-}
 
 fn key() -> KeyMaterial {
     KeyMaterial::generate().unwrap()

@@ -337,6 +337,24 @@ mod tests {
     use crate::material::KeyMaterial;
     use crate::storage::Space;
 
+    #[test]
+    fn a_panic_of_the_last_handle_is_not_ours() {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("as sled does where it cannot flush");
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let files = Arc::new(Files::open(dir.path()).unwrap());
+        // What is durable cannot be noted.
+        std::fs::create_dir(dir.path().join("durable")).unwrap();
+        let open = || Ok((sled::Config::new().path(dir.path()).open().unwrap(), Panics));
+        let started = Keeper::start(files, 512 << 10, open);
+        assert!(matches!(started, Err(Error::Io { .. })));
+    }
+
     /// The collector is the process's: whoever else uses it must not wait for our next write.
     #[test]
     fn what_others_deferred_is_done_while_the_store_rests() {
