@@ -21,7 +21,7 @@ mod worker;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{self, Sender};
@@ -188,8 +188,7 @@ impl Rotations {
             report.progress.paused = paused;
         }
         self.send(&board, Command::Pause(org.id, paused));
-        drop(board);
-        self.set(|settings| {
+        self.set(board, |settings| {
             if paused {
                 settings.paused.insert(org.id);
             } else {
@@ -203,7 +202,7 @@ impl Rotations {
     }
 
     pub(crate) fn set_throttle(&self, throttle: Throttle) -> Result<()> {
-        let set = self.set(|settings| settings.throttle = throttle);
+        let set = self.set(self.board(), |settings| settings.throttle = throttle);
         let _ = self.commands.send(Command::Pace);
         set
     }
@@ -212,8 +211,7 @@ impl Rotations {
         self.board().settings.throttle.clone()
     }
 
-    fn set(&self, set: impl FnOnce(&mut Settings)) -> Result<()> {
-        let mut board = self.board();
+    fn set(&self, mut board: MutexGuard<'_, Board>, set: impl FnOnce(&mut Settings)) -> Result<()> {
         set(&mut board.settings);
         let value = self.engine.notary.seal(SETTINGS_KEY, &board.settings)?;
         self.engine.storage.put(Space::System, SETTINGS_KEY, Some(value))?;
@@ -256,7 +254,7 @@ impl Rotations {
         self.engine.with_keyring(|keyring| keyring.entry(org.id).is_some_and(rotating))
     }
 
-    fn board(&self) -> std::sync::MutexGuard<'_, Board> {
+    fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
