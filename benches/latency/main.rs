@@ -121,12 +121,13 @@ fn main() {
     for round in 1..=args.rounds {
         for ((name, held), outcomes) in ways.iter().zip(&mut outcomes) {
             eprintln!("round {round} of {}, {name}", args.rounds);
-            let throttle = match held {
-                Held::To(throttle) => throttle.clone(),
+            let (name, throttle) = match held {
+                Held::To(throttle) => ((*name).to_owned(), throttle.clone()),
                 Held::ToP99(times) => {
+                    store.sync().unwrap();
                     let p99 = usual_p99(&args, &org, rate).mul_f64(*times);
-                    eprintln!("within {}", spoken(p99.as_secs_f64() * 1e6));
-                    unlimited().with_foreground_p99(p99).unwrap()
+                    let name = format!("{name} ({})", spoken(p99.as_secs_f64() * 1e6));
+                    (name, unlimited().with_foreground_p99(p99).unwrap())
                 }
             };
             store.keys().set_throttle(throttle).unwrap();
@@ -159,7 +160,7 @@ fn capacity(args: &Args, org: &Org) -> f64 {
     as_f64(seen.answered[0]) / LONG.as_secs_f64()
 }
 
-fn rotate(args: &Args, store: &Store, org: &Org, name: &str, rate: f64) -> Outcome {
+fn rotate(args: &Args, store: &Store, org: &Org, name: String, rate: f64) -> Outcome {
     const LOOK: Duration = Duration::from_millis(100);
     let around = Duration::from_secs(args.seconds);
     store.sync().unwrap();
@@ -189,7 +190,7 @@ fn rotate(args: &Args, store: &Store, org: &Org, name: &str, rate: f64) -> Outco
     });
     let (began, ended) = load.rotation();
     let rotation = (as_f64(began) / 1e9, as_f64(ended) / 1e9);
-    Outcome { name: name.to_owned(), seen, rotation, rewritten }
+    Outcome { name, seen, rotation, rewritten }
 }
 
 fn report(args: &Args, alone: f64, rate: f64, outcomes: &mut [Vec<Outcome>]) {

@@ -8,75 +8,132 @@ use std::time::{Duration, Instant};
 const STEPS: usize = 8;
 const BUCKETS: usize = 40 * STEPS;
 
-/// Counts of operations by what they took, from 1 ns to 18 minutes.
+/// Counts of operations by what they took, from 1 ns to two hours.
 pub(crate) struct Latency {
     asked: AtomicBool,
     buckets: Box<[AtomicU64; BUCKETS]>,
-    /// Of the looks of all stores of the process, the one that comes next here.
-    look: AtomicU64,
-    threads: AtomicU64,
-}
-
-static LOOKS: AtomicU64 = AtomicU64::new(1);
-
-thread_local! {
-    /// The look for which this thread was counted last.
-    static COUNTED: Cell<u64> = const { Cell::new(0) };
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// Operations by what they took.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Counts {
     buckets: Box<[u64; BUCKETS]>,
-    /// For how long, times the threads that called.
-    thread_time: Duration,
+    /// Operations that had begun and not ended.
+    pub(crate) under_way: u64,
 }
 
 /// Counts what passes from its making to its end.
 #[must_use = "it measures until it is dropped"]
 pub(crate) struct Timed<'a>(Option<(&'a Latency, Instant)>);
 
+thread_local! {
+    static PACE: Cell<Pace> = const { Cell::new(Pace::NEW) };
+}
+
+/// How one thread calls, whatever the store: averages over some 32 operations.
+#[derive(Clone, Copy)]
+struct Pace {
+    begun: Option<Instant>,
+    /// Nanoseconds from one begin to the next, and from a begin to its end.
+    gap: f64,
+    time: f64,
+}
+
+impl Pace {
+    const NEW: Self = Self { begun: None, gap: 0.0, time: 0.0 };
+
+    /// The interval before this operation, which counts from now on.
+    fn of_this_thread(begun: Instant, time: u64) -> Option<u64> {
+        let mut pace = PACE.get();
+        let interval = pace.interval();
+        pace.add(begun, time);
+        PACE.set(pace);
+        interval
+    }
+
+    /// How far apart the thread's operations begin, if most of the time it does something else:
+    /// who calls as soon as the last call has ended has nothing waiting meanwhile.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn interval(&self) -> Option<u64> {
+        (self.gap > 2.0 * self.time).then_some(self.gap as u64)
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn add(&mut self, begun: Instant, time: u64) {
+        const NEW: f64 = 1.0 / 32.0;
+        let Some(last) = self.begun.replace(begun) else {
+            self.time = time as f64;
+            return;
+        };
+        let gap = nanos(begun.saturating_duration_since(last)) as f64;
+        if self.gap == 0.0 {
+            self.gap = gap;
+        }
+        self.gap += (gap - self.gap) * NEW;
+        self.time += (time as f64 - self.time) * NEW;
+    }
+}
+
 impl Latency {
     pub(super) fn new() -> Self {
         let buckets = Box::new([const { AtomicU64::new(0) }; BUCKETS]);
-        Self { asked: AtomicBool::new(false), buckets, look: next_look(), threads: 0.into() }
+        Self { asked: AtomicBool::new(false), buckets, begun: 0.into(), ended: 0.into() }
     }
 
     /// Begins or ends measuring.
     pub(crate) fn ask(&self, asked: bool) {
         if self.asked.swap(asked, Ordering::Relaxed) != asked {
-            self.take(Duration::ZERO);
+            self.take();
         }
     }
 
     pub(crate) fn start(&self) -> Timed<'_> {
         let asked = self.asked.load(Ordering::Relaxed);
-        Timed(asked.then(|| (self, Instant::now())))
+        Timed(asked.then(|| {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            (self, Instant::now())
+        }))
     }
 
-    /// What has ended since the last call, which was so long ago.
-    pub(crate) fn take(&self, since: Duration) -> Counts {
+    /// What has ended since the last call.
+    pub(crate) fn take(&self) -> Counts {
         let mut counts = Counts::default();
+        // In this order none seems to have ended that has not begun.
+        let ended = self.ended.load(Ordering::Acquire);
+        counts.under_way = self.begun.load(Ordering::Relaxed).saturating_sub(ended);
         for (count, bucket) in counts.buckets.iter_mut().zip(&*self.buckets) {
             *count = bucket.swap(0, Ordering::Relaxed);
         }
-        self.look.store(LOOKS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        let threads = self.threads.swap(0, Ordering::Relaxed);
-        counts.thread_time = since.saturating_mul(u32::try_from(threads).unwrap_or(u32::MAX));
         counts
     }
 
-    fn count(&self, time: Duration) {
-        self.buckets[bucket(nanos(time))].fetch_add(1, Ordering::Relaxed);
-        let look = self.look.load(Ordering::Relaxed);
-        if COUNTED.replace(look) != look {
-            self.threads.fetch_add(1, Ordering::Relaxed);
+    /// Counts an operation, and those that its thread would have begun meanwhile: they wait, begin
+    /// late, and what they take from begin to end does not show it ("coordinated omission"). This
+    /// is the correction of HdrHistogram's `recordValueWithExpectedInterval`.
+    fn count(&self, begun: Instant) {
+        let time = nanos(begun.elapsed());
+        let interval = Pace::of_this_thread(begun, time);
+        self.record(time, interval);
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    /// What took so long, and those that waited for it where one is expected each `interval`.
+    fn record(&self, time: u64, interval: Option<u64>) {
+        /// For a single one that took long.
+        const MOST: u64 = 1000;
+
+        let add = |nanos| self.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
+        add(time);
+        let Some(interval) = interval else { return };
+        let interval = interval.max(time / MOST).max(1);
+        let mut waited = time.saturating_sub(interval);
+        while waited >= interval {
+            add(waited);
+            waited -= interval;
         }
     }
-}
-
-fn next_look() -> AtomicU64 {
-    LOOKS.fetch_add(1, Ordering::Relaxed).into()
 }
 
 impl Counts {
@@ -88,29 +145,6 @@ impl Counts {
         for (count, other) in self.buckets.iter_mut().zip(&*others.buckets) {
             *count += other;
         }
-        self.thread_time += others.thread_time;
-    }
-
-    /// With those that were kept waiting: a thread that is held up begins late what it would have
-    /// begun meanwhile, at the pace that the threads had, and that shows in no time between begin
-    /// and end ("coordinated omission"). HdrHistogram's correction for an expected interval.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    pub(crate) fn corrected(&self) -> Self {
-        let mut corrected = self.clone();
-        let interval = self.thread_time.as_nanos() as f64 / self.all() as f64;
-        let (mut longer, mut more) = (0, 0.0);
-        for at in (0..BUCKETS).rev() {
-            let lower = at.checked_sub(1).map_or(0, upper);
-            // An operation that took longer than the whole bucket keeps one waiting in it for each
-            // interval that it spans.
-            if lower as f64 >= interval {
-                more += longer as f64 * (upper(at) - lower) as f64 / interval;
-                corrected.buckets[at] += more as u64;
-                more = more.fract();
-            }
-            longer += self.buckets[at];
-        }
-        corrected
     }
 
     /// How many took longer than this, where those of one bucket lie evenly in it.
@@ -141,12 +175,16 @@ impl Counts {
 
 impl Default for Counts {
     fn default() -> Self {
-        Self { buckets: Box::new([0; BUCKETS]), thread_time: Duration::ZERO }
+        Self { buckets: Box::new([0; BUCKETS]), under_way: 0 }
     }
 }
 
 #[cfg(test)]
 impl Counts {
+    pub(crate) fn under_way(under_way: u64) -> Self {
+        Self { under_way, ..Self::default() }
+    }
+
     /// So many that took so long.
     pub(crate) fn of(amounts: &[(u64, Duration)]) -> Self {
         let mut counts = Self::default();
@@ -155,16 +193,12 @@ impl Counts {
         }
         counts
     }
-
-    pub(crate) fn by_threads(self, thread_time: Duration) -> Self {
-        Self { thread_time, ..self }
-    }
 }
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        if let Some((latency, since)) = self.0 {
-            latency.count(since.elapsed());
+        if let Some((latency, begun)) = self.0 {
+            latency.count(begun);
         }
     }
 }
@@ -228,43 +262,81 @@ mod tests {
         assert!((longer - 70.3).abs() < 0.1, "{longer}");
     }
 
+    /// On a thread of its own, whose pace is that of the test.
+    fn on_its_own(test: impl FnOnce() + Send) {
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
+
+    /// So many operations that begin so far apart and take so long.
+    fn called(latency: &Latency, calls: &[(u64, Duration, Duration)]) -> Counts {
+        let mut begun = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        for (times, gap, time) in calls {
+            for _ in 0..*times {
+                begun += *gap;
+                let interval = Pace::of_this_thread(begun, nanos(*time));
+                latency.record(nanos(*time), interval);
+            }
+        }
+        latency.take()
+    }
+
     #[test]
     fn who_was_kept_waiting_is_counted() {
-        // Four threads that begin 1000 operations a second, one of which takes 100 ms.
-        let (short, long) = (Duration::from_micros(50), Duration::from_millis(100));
-        let counts = Counts::of(&[(999, short), (1, long)]).by_threads(Duration::from_secs(4));
-        let corrected = counts.corrected();
-        // Every 4 ms one that waits until the long one has ended.
-        assert!(corrected.all().abs_diff(1000 + 24) <= 3, "{}", corrected.all());
-        let half = corrected.longer_than(long / 2);
-        assert!((half - 13.0).abs() < 2.0, "{half}");
-        assert!(counts.p99().unwrap() < short * 2);
-        assert!(corrected.p99().unwrap() > long / 2);
-        // None waits where they come further apart than they take, or nobody came.
-        let rare = Counts::of(&[(10, long)]).by_threads(Duration::from_secs(4));
-        assert_eq!(rare.corrected(), rare);
-        assert_eq!(Counts::default().corrected(), Counts::default());
+        let (ms, us) = (Duration::from_millis, Duration::from_micros);
+        on_its_own(|| {
+            let latency = Latency::new();
+            // A thousand a second, one of which takes 100 ms.
+            let counts = called(&latency, &[(999, ms(1), us(50)), (1, ms(1), ms(100))]);
+            let mut expected = hdrhistogram::Histogram::<u64>::new(3).unwrap();
+            expected.record_n(nanos(us(50)), 999).unwrap();
+            expected.record_correct(nanos(ms(100)), nanos(ms(1))).unwrap();
+            assert_eq!(counts.all(), expected.len());
+            for time in [us(100), ms(10), ms(50), ms(90)] {
+                let longer = expected.len() - expected.count_between(0, nanos(time));
+                let longer = (counts.longer_than(time), longer as f64);
+                assert!((longer.0 - longer.1).abs() < 2.0, "{time:?}: {longer:?}");
+            }
+            assert!(counts.p99().unwrap() > ms(80));
+        });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_calls_again_at_once_or_seldom() {
+        let (ms, us) = (Duration::from_millis, Duration::from_micros);
+        on_its_own(|| {
+            let latency = Latency::new();
+            let counts = called(&latency, &[(999, us(55), us(50)), (1, us(55), ms(100))]);
+            assert_eq!(counts.all(), 1000, "at once");
+        });
+        on_its_own(|| {
+            let latency = Latency::new();
+            let counts = called(&latency, &[(99, ms(400), ms(10)), (1, ms(400), ms(700))]);
+            assert_eq!(counts.all(), 100, "seldom");
+        });
+        on_its_own(|| {
+            let latency = Latency::new();
+            let hours = Duration::from_secs(2 * 3600);
+            let counts = called(&latency, &[(99, ms(1), us(5)), (1, ms(1), hours)]);
+            assert!(counts.all() <= 1100, "bounded: {}", counts.all());
+        });
     }
 
     #[test]
     fn it_counts_while_somebody_asks_and_forgets_what_was_taken() {
-        const SECOND: Duration = Duration::from_secs(1);
         let latency = Latency::new();
         drop(latency.start());
-        assert_eq!(latency.take(SECOND), Counts::default(), "nobody asked");
+        assert_eq!(latency.take(), Counts::default(), "nobody asked");
         latency.ask(true);
         drop(latency.start());
-        drop(latency.start());
-        let one_thread = latency.take(SECOND);
-        assert_eq!((one_thread.all(), one_thread.thread_time), (2, SECOND));
-        assert_eq!(latency.take(SECOND), Counts::default(), "taken");
-        std::thread::scope(|scope| {
-            scope.spawn(|| drop(latency.start()));
-            drop(latency.start());
-        });
-        assert_eq!(latency.take(SECOND).thread_time, SECOND * 2);
+        let second = latency.start();
+        let counts = latency.take();
+        assert_eq!((counts.all(), counts.under_way), (1, 1));
+        drop(second);
+        let counts = latency.take();
+        assert_eq!((counts.all(), counts.under_way), (1, 0));
+        assert_eq!(latency.take(), Counts::default(), "taken");
         drop(latency.start());
         latency.ask(false);
-        assert_eq!(latency.take(SECOND), Counts::default(), "forgotten");
+        assert_eq!(latency.take(), Counts::default(), "forgotten");
     }
 }

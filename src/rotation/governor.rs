@@ -59,12 +59,17 @@ pub(super) struct Governor {
     enough: Option<f64>,
     /// Of the time until the deadline, what is not planned for.
     spare: Option<Duration>,
-    /// What reads and writes took since `cores` was last set, and in how many windows.
+    /// What reads and writes took since `cores` was last set, for how long that is, and since when
+    /// none has ended.
     taken: Counts,
-    windows: u32,
-    /// Windows in a row in which a target was missed.
+    judged: Duration,
+    quiet: Duration,
+    /// Reads and writes that were slow beyond the share that may be, and not made up for since.
+    overdrawn: f64,
+    /// Windows in a row in which the deadline was out of reach.
     short: u32,
-    slow: u32,
+    /// For how long reads and writes took too long with the rotation at its slowest.
+    slow: Duration,
     /// Of reads and writes, when they last took too long.
     p99: Option<Duration>,
     missed: Option<Missed>,
@@ -75,9 +80,9 @@ impl Governor {
     pub(super) const WINDOW: Duration = Duration::from_millis(100);
     const FIRST: f64 = 0.1;
     const LEAST: f64 = 0.05;
-    /// What reads and writes take is judged over so many windows: a second.
-    const PERIOD: u32 = 10;
-    /// A target counts as missed when it was so often in a row: two seconds.
+    /// What reads and writes take is judged over this.
+    const PERIOD: Duration = Duration::from_secs(1);
+    /// Windows after which a target counts as missed: two seconds.
     const PATIENCE: u32 = 20;
 
     pub(super) fn new(now: Instant) -> Self {
@@ -87,9 +92,11 @@ impl Governor {
             enough: None,
             spare: None,
             taken: Counts::default(),
-            windows: 0,
+            judged: Duration::ZERO,
+            quiet: Duration::ZERO,
+            overdrawn: 0.0,
             short: 0,
-            slow: 0,
+            slow: Duration::ZERO,
             p99: None,
             missed: None,
         }
@@ -111,64 +118,91 @@ impl Governor {
             return false;
         }
         let seen = see(window);
-        if window.is_some() {
+        if let Some(window) = window {
             self.since = now;
-            self.follow_latency(to, workers, &seen.taken);
+            self.follow_latency(to, workers, window, &seen.taken);
         }
         let late = self.follow_deadline(&seen);
-        let slow = self.p99.filter(|_| self.slow >= Self::PATIENCE).map(Missed::Slow);
+        let slow =
+            self.p99.filter(|_| self.slow >= Self::WINDOW * Self::PATIENCE).map(Missed::Slow);
         let missed = late.or(slow);
         let changed = missed.is_some() != self.missed.is_some();
         self.missed = missed;
         changed
     }
 
-    /// One of a hundred may take longer than the target, counted over a period: a tenth of a second
-    /// that is slow by itself is no reason to go slower. As soon as a whole period's share of slow
-    /// ones is used up, it goes slower, and judges afresh. The nearer to that share, the smaller the
-    /// step, either way. Where nobody reads or writes it only comes back, where few do it stays
-    /// until there are enough to tell.
-    fn follow_latency(&mut self, to: &Throttle, workers: usize, taken: &Counts) {
+    /// One of a hundred may take longer than the target, counted over a period. As soon as a whole
+    /// period's share of slow ones is used up, it goes slower, and judges afresh; faster only once
+    /// those beyond the share are made up for. The nearer to the share, the smaller the step,
+    /// either way. Where few read or write, it stays until there are enough to tell.
+    fn follow_latency(&mut self, to: &Throttle, workers: usize, window: Duration, taken: &Counts) {
         /// Fewer say nothing about one in a hundred.
         const ENOUGH: u64 = 100;
         /// Of reads and writes.
         const SLOW: f64 = 0.01;
+        /// A rotation that was not the cause is not held back for longer, in periods.
+        const LONGEST_DEBT: f64 = 5.0;
 
         let Some(target) = to.foreground_p99() else {
-            self.slow = 0;
+            self.slow = Duration::ZERO;
             return;
         };
-        self.taken.add(taken);
-        if self.taken.all() == 0 {
-            return self.step(workers, 1.15);
+        if window > Self::PERIOD {
+            // Nothing was rewritten for some of it.
+            return self.judge_afresh();
         }
-        self.windows += 1;
-        if self.taken.all() < ENOUGH {
-            // What the last look said still holds.
-            self.slow += u32::from(self.slow > 0);
+        if taken.all() == 0 {
+            if taken.under_way == 0 {
+                self.rest(to, workers, window);
+            }
             return;
         }
-        let taken = self.taken.corrected();
+        self.quiet = Duration::ZERO;
+        self.taken.add(taken);
+        self.judged += window;
+        if self.taken.all() < ENOUGH {
+            return;
+        }
         #[allow(clippy::cast_precision_loss)]
-        let all = taken.all() as f64;
-        let slow = taken.longer_than(target);
-        let periods = f64::from(self.windows) / f64::from(Self::PERIOD);
-        if slow > all * SLOW / periods.min(1.0) {
-            self.p99 = taken.p99();
-            self.slow = if self.cores <= Self::LEAST { self.slow + self.windows } else { 0 };
-            self.step(workers, (all * SLOW / slow).max(0.5));
-        } else if self.windows >= Self::PERIOD {
-            self.slow = 0;
-            self.step(workers, (all * SLOW / slow).sqrt().min(2.0));
+        let all = self.taken.all() as f64;
+        let slow = self.taken.longer_than(target);
+        let may_be = all * SLOW;
+        let periods = self.judged.as_secs_f64() / Self::PERIOD.as_secs_f64();
+        if slow > may_be / periods.min(1.0) {
+            self.p99 = self.taken.p99();
+            self.slow =
+                if self.cores <= Self::LEAST { self.slow + self.judged } else { Duration::ZERO };
+            let most = LONGEST_DEBT * may_be / periods;
+            self.overdrawn = (self.overdrawn + slow - may_be).min(most);
+            self.step(to, workers, (may_be / slow).max(0.5));
+        } else if periods >= 1.0 {
+            self.slow = Duration::ZERO;
+            self.overdrawn -= may_be - slow;
+            let by = if self.overdrawn > 0.0 { 1.0 } else { (may_be / slow).sqrt().min(2.0) };
+            self.overdrawn = self.overdrawn.max(0.0);
+            self.step(to, workers, by);
         }
     }
 
-    /// To so many times as much of a core.
-    fn step(&mut self, workers: usize, by: f64) {
+    /// Nobody reads or writes, or waits: after a while nothing that was seen counts any more.
+    fn rest(&mut self, to: &Throttle, workers: usize, window: Duration) {
+        self.quiet += window;
+        if self.quiet >= Self::PERIOD {
+            (self.slow, self.overdrawn) = (Duration::ZERO, 0.0);
+            self.step(to, workers, 1.15);
+        }
+    }
+
+    /// To so many times as much of a core, as far as the fixed ceilings go.
+    fn step(&mut self, to: &Throttle, workers: usize, by: f64) {
         #[allow(clippy::cast_precision_loss)]
-        let most = workers as f64;
-        self.cores = (self.cores * by).clamp(Self::LEAST, most);
-        (self.taken, self.windows) = (Counts::default(), 0);
+        let most = to.limits(workers).cores.min(workers as f64);
+        self.cores = (self.cores * by).max(Self::LEAST).min(most);
+        self.judge_afresh();
+    }
+
+    fn judge_afresh(&mut self) {
+        (self.taken, self.judged) = (Counts::default(), Duration::ZERO);
     }
 
     /// Aims at an end a tenth of the time before. While the records are not counted, nothing
@@ -299,19 +333,73 @@ mod tests {
         assert!(run.limits().cores < before * 0.6, "{}", run.limits().cores);
     }
 
-    /// One that takes long counts with those that its thread begins late for it.
+    /// Quick up to half a core, and half of all slow above: what is overdrawn is made up for.
     #[test]
-    fn who_is_kept_waiting_counts_as_slow() {
-        let run = |thread_time| {
-            let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
-            let taken = slow(1, ms(90)).taken.by_threads(thread_time);
-            for _ in 0..20 {
-                run.look(Seen { taken: taken.clone(), ..Seen::default() });
+    fn one_of_a_hundred_is_slow_where_it_comes_all_at_once() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let (mut late, mut cores) = (0, 0.0);
+        for _ in 0..3000 {
+            let often = if run.limits().cores > 0.5 { 500 } else { 0 };
+            late += often;
+            cores += run.limits().cores / 3000.0;
+            run.look(slow(often, ms(20)));
+        }
+        assert!(late <= 30_000 * 11 / 10, "of 3,000,000: {late}");
+        assert!(cores > 0.2, "{cores}");
+    }
+
+    /// An end that nobody has reached yet is not quiet.
+    #[test]
+    fn who_waits_is_not_nobody() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let waits = Counts::under_way(1);
+        let before = run.limits();
+        for _ in 0..50 {
+            run.look(Seen { taken: waits.clone(), ..Seen::default() });
+        }
+        assert_eq!(run.limits(), before);
+    }
+
+    /// The last few of an evening do not hold it back all night, nor one a minute.
+    #[test]
+    fn few_do_not_count_for_ever() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let few = Seen { taken: Counts::of(&[(40, ms(20))]), ..Seen::default() };
+        let one = Seen { taken: Counts::of(&[(1, ms(20))]), ..Seen::default() };
+        for seen in [few, one] {
+            run.look(slow(1000, ms(20)));
+            run.look(seen);
+            for _ in 0..60 {
+                run.look(Seen::default());
             }
-            run.limits().cores
-        };
-        assert!(run(Governor::WINDOW) <= Governor::LEAST, "one thread: it stood still");
-        assert!(run(Governor::WINDOW * 1000) > Governor::FIRST, "one of a thousand");
+            assert!(run.limits().cores > 3.9, "{}", run.limits().cores);
+        }
+    }
+
+    /// What happened while the rotation was paused says nothing.
+    #[test]
+    fn a_long_window_does_not_count() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        run.now += Duration::from_secs(3600);
+        let before = run.limits();
+        run.look(slow(1000, ms(20)));
+        assert_eq!(run.limits(), before);
+    }
+
+    /// It must not have to come down from far above what it may use.
+    #[test]
+    fn it_does_not_grow_beyond_a_ceiling() {
+        let throttle = Throttle::unlimited().with_share_of_core(0.25).unwrap();
+        let mut run = Run::new(throttle.with_foreground_p99(ms(10)).unwrap());
+        for _ in 0..100 {
+            run.look(Seen::default());
+        }
+        run.look(slow(1000, ms(20)));
+        assert!(run.limits().cores < 0.13, "{}", run.limits().cores);
+        let throttle = Throttle::unlimited().with_share_of_core(0.001).unwrap();
+        let mut run = Run::new(throttle.with_foreground_p99(ms(10)).unwrap());
+        run.look(slow(1000, ms(20)));
+        assert!((run.limits().cores - 0.001).abs() < 1e-9);
     }
 
     #[test]
@@ -327,6 +415,11 @@ mod tests {
             run.look(Seen { taken: Counts::of(&[(5, ms(5))]), ..Seen::default() });
         }
         assert!(run.governor.missed().is_some(), "too few to tell");
+        let told = (0..20).filter(|_| run.look(Seen::default())).count();
+        assert_eq!((told, run.governor.missed()), (1, None));
+        for _ in 0..100 {
+            run.look(slow(1000, ms(5)));
+        }
         let told = (0..20).filter(|_| run.look(slow(0, ms(0)))).count();
         assert_eq!((told, run.governor.missed()), (1, None));
     }

@@ -359,6 +359,16 @@ impl Task {
         self.retry_delay = (self.retry_delay * 2).min(LONGEST_RETRY);
     }
 
+    /// Whether it does something, or could without a command.
+    pub(super) fn works(&self) -> bool {
+        use Stage::{Erasing, Retiring, Rewriting, Verifying};
+        let at_it = matches!(
+            self.stage,
+            Rewriting { .. } | Verifying { .. } | Retiring { .. } | Erasing(_)
+        );
+        at_it && !self.paused
+    }
+
     pub(super) fn report(&self) -> Report {
         let surveyed = self.survey.cursor.exhausted.then_some(self.survey.records);
         let mut progress = Progress {

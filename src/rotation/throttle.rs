@@ -116,10 +116,11 @@ impl Throttle {
     }
 
     /// Rotations take what leaves 99 of 100 reads and writes at most `p99` long, as measured
-    /// while they are under way, over a second and where it is needed in a tenth of one. An
-    /// operation that takes long counts with those that its thread begins late for it
-    /// (coordinated omission is corrected, as HdrHistogram does). They never stop for it: where
-    /// reads and writes take longer at a twentieth of a core too, [`Progress::warning`] says so.
+    /// second by second while they are under way; where a tenth of a second is bad enough for all
+    /// of one, at once. Operations that a thread begins late because one held it up count as if
+    /// they had begun in time, unless the thread does nothing but call. Scans do not count.
+    /// Rotations never stop for it: where reads and writes take longer at a twentieth of a core
+    /// too, [`Progress::warning`] says so.
     /// Durable writes count with their sync. At least 1 µs.
     ///
     /// [`Progress::warning`]: crate::Progress::warning

@@ -110,6 +110,7 @@ impl Coordinator<'_> {
             Command::Pace => {
                 self.pace = Pace::default();
                 self.governor = Governor::new(Instant::now());
+                self.shared.engine.latency.take();
             }
             Command::Pause(org, paused) => {
                 if let Some(task) = self.tasks.iter_mut().find(|task| task.org.id == org) {
@@ -216,10 +217,16 @@ impl Coordinator<'_> {
     /// Lets the governor look, and tells what it says of missed targets.
     fn govern(&mut self, throttle: &Throttle, now: Instant) {
         let latency = &self.shared.engine.latency;
-        latency.ask(throttle.foreground_p99().is_some() && !self.tasks.is_empty());
+        latency.ask(throttle.foreground_p99().is_some() && self.tasks.iter().any(Task::works));
+        if self.tasks.is_empty() {
+            // What it saw says nothing about the next rotation.
+            self.governor = Governor::new(now);
+            self.shared.miss(None, false);
+            return;
+        }
         let tasks = &self.tasks;
         let changed = self.governor.look(now, throttle, self.workers, |window| Seen {
-            taken: window.map(|window| latency.take(window)).unwrap_or_default(),
+            taken: window.map(|_| latency.take()).unwrap_or_default(),
             left: tasks.iter().map(Task::left).sum(),
             rate: tasks.iter().filter_map(Task::rate).reduce(|a, b| a + b),
             time_left: throttle
