@@ -151,6 +151,7 @@ impl Governor {
             // Nothing was rewritten for some of it.
             return self.judge_afresh();
         }
+        self.judged += window;
         if taken.all() == 0 {
             if taken.under_way == 0 {
                 self.rest(to, workers, window);
@@ -159,7 +160,6 @@ impl Governor {
         }
         self.quiet = Duration::ZERO;
         self.taken.add(taken);
-        self.judged += window;
         if self.taken.all() < ENOUGH {
             return;
         }
@@ -374,6 +374,19 @@ mod tests {
             }
             assert!(run.limits().cores > 3.9, "{}", run.limits().cores);
         }
+    }
+
+    /// A second is one too where nothing ends in most of its windows.
+    #[test]
+    fn time_counts_in_which_nothing_ends() {
+        let mut run = Run::new(Throttle::unlimited().with_foreground_p99(ms(10)).unwrap());
+        let before = run.limits().cores;
+        let waits = Seen { taken: Counts::under_way(1), ..Seen::default() };
+        for _ in 0..9 {
+            run.look(waits.clone());
+        }
+        run.look(slow(20, ms(20)));
+        assert!(run.limits().cores < before * 0.6, "{}", run.limits().cores);
     }
 
     /// What happened while the rotation was paused says nothing.
