@@ -32,47 +32,37 @@ thread_local! {
     static PACE: Cell<Pace> = const { Cell::new(Pace::NEW) };
 }
 
-/// How one thread calls, whatever the store: averages over some 32 operations.
+/// How one thread calls, whatever the store: counted over a second, and used in the next.
 #[derive(Clone, Copy)]
 struct Pace {
-    begun: Option<Instant>,
-    /// Nanoseconds from one begin to the next, and from a begin to its end.
-    gap: f64,
-    time: f64,
+    since: Option<Instant>,
+    operations: u32,
+    /// Within operations.
+    busy: Duration,
+    interval: Option<Duration>,
 }
 
 impl Pace {
-    const NEW: Self = Self { begun: None, gap: 0.0, time: 0.0 };
+    const NEW: Self = Self { since: None, operations: 0, busy: Duration::ZERO, interval: None };
 
-    /// The interval before this operation, which counts from now on.
-    fn of_this_thread(begun: Instant, time: u64) -> Option<u64> {
+    /// How far apart the thread's operations began of late, if most of the time it did something
+    /// else: who calls as soon as the last call has ended has nothing waiting meanwhile. This one
+    /// counts from now on.
+    fn of_this_thread(begun: Instant, time: u64) -> Option<Duration> {
+        const SECOND: Duration = Duration::from_secs(1);
+
         let mut pace = PACE.get();
-        let interval = pace.interval();
-        pace.add(begun, time);
-        PACE.set(pace);
-        interval
-    }
-
-    /// How far apart the thread's operations begin, if most of the time it does something else:
-    /// who calls as soon as the last call has ended has nothing waiting meanwhile.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    fn interval(&self) -> Option<u64> {
-        (self.gap > 2.0 * self.time).then_some(self.gap as u64)
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn add(&mut self, begun: Instant, time: u64) {
-        const NEW: f64 = 1.0 / 32.0;
-        let Some(last) = self.begun.replace(begun) else {
-            self.time = time as f64;
-            return;
-        };
-        let gap = nanos(begun.saturating_duration_since(last)) as f64;
-        if self.gap == 0.0 {
-            self.gap = gap;
+        let since = *pace.since.get_or_insert(begun);
+        let elapsed = begun.saturating_duration_since(since);
+        if elapsed >= SECOND {
+            let mostly_idle = pace.busy < elapsed / 2;
+            let interval = mostly_idle.then(|| elapsed / pace.operations.max(1));
+            pace = Self { since: Some(begun), interval, ..Self::NEW };
         }
-        self.gap += (gap - self.gap) * NEW;
-        self.time += (time as f64 - self.time) * NEW;
+        pace.operations += 1;
+        pace.busy += Duration::from_nanos(time);
+        PACE.set(pace);
+        pace.interval
     }
 }
 
@@ -120,14 +110,14 @@ impl Latency {
     }
 
     /// What took so long, and those that waited for it where one is expected each `interval`.
-    fn record(&self, time: u64, interval: Option<u64>) {
+    fn record(&self, time: u64, interval: Option<Duration>) {
         /// For a single one that took long.
         const MOST: u64 = 1000;
 
         let add = |nanos| self.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
         add(time);
         let Some(interval) = interval else { return };
-        let interval = interval.max(time / MOST).max(1);
+        let interval = nanos(interval).max(time / MOST).max(1);
         let mut waited = time.saturating_sub(interval);
         while waited >= interval {
             add(waited);
@@ -286,9 +276,9 @@ mod tests {
         on_its_own(|| {
             let latency = Latency::new();
             // A thousand a second, one of which takes 100 ms.
-            let counts = called(&latency, &[(999, ms(1), us(50)), (1, ms(1), ms(100))]);
+            let counts = called(&latency, &[(1999, ms(1), us(50)), (1, ms(1), ms(100))]);
             let mut expected = hdrhistogram::Histogram::<u64>::new(3).unwrap();
-            expected.record_n(nanos(us(50)), 999).unwrap();
+            expected.record_n(nanos(us(50)), 1999).unwrap();
             expected.record_correct(nanos(ms(100)), nanos(ms(1))).unwrap();
             assert_eq!(counts.all(), expected.len());
             for time in [us(100), ms(10), ms(50), ms(90)] {
@@ -305,8 +295,8 @@ mod tests {
         let (ms, us) = (Duration::from_millis, Duration::from_micros);
         on_its_own(|| {
             let latency = Latency::new();
-            let counts = called(&latency, &[(999, us(55), us(50)), (1, us(55), ms(100))]);
-            assert_eq!(counts.all(), 1000, "at once");
+            let counts = called(&latency, &[(29_999, us(55), us(50)), (1, us(55), ms(100))]);
+            assert_eq!(counts.all(), 30_000, "at once");
         });
         on_its_own(|| {
             let latency = Latency::new();
@@ -316,8 +306,8 @@ mod tests {
         on_its_own(|| {
             let latency = Latency::new();
             let hours = Duration::from_secs(2 * 3600);
-            let counts = called(&latency, &[(99, ms(1), us(5)), (1, ms(1), hours)]);
-            assert!(counts.all() <= 1100, "bounded: {}", counts.all());
+            let counts = called(&latency, &[(1999, ms(1), us(5)), (1, ms(1), hours)]);
+            assert!(counts.all() > 2900 && counts.all() <= 3000, "bounded: {}", counts.all());
         });
     }
 
