@@ -20,7 +20,6 @@ use crossbeam_epoch::{Guard, LocalHandle, default_collector};
 
 use super::border::guarded;
 use super::files::Files;
-use super::log;
 use super::tail::Durable;
 use crate::error::{Error, Result};
 
@@ -49,8 +48,8 @@ impl Keeper {
     /// many bytes, or after so long. With 8 MiB, buffered writes were slower and took more memory.
     const BYTES: u64 = 1 << 20;
     const LONGEST: Duration = Duration::from_millis(500);
-    /// Reading the log's segments may take one part in so many of the time.
-    const SHARE: u32 = 4;
+    /// Between two turns, however much is written.
+    const SHORTEST: Duration = Duration::from_millis(25);
 
     /// Opens sled by `open` once the thread is pinned.
     pub(super) fn start<T>(
@@ -76,7 +75,7 @@ impl Keeper {
                 let durable =
                     durable.map_err(|e| Error::io("opening the note of what is durable", e));
                 let first = durable.and_then(|mut durable| {
-                    pins.turn(&of_thread, segment_size, &mut durable)?;
+                    pins.turn(&of_thread, (&db, segment_size), &mut durable)?;
                     Ok(durable)
                 });
                 match first {
@@ -189,8 +188,7 @@ impl Work {
     fn run(mut self, written: &AtomicU64, asked: &Receiver<Ask>) {
         let (mut turned, mut wanted) = (Instant::now(), false);
         loop {
-            let rest = self.pins.reading * Keeper::SHARE;
-            let due_at = turned + if wanted { rest } else { rest.max(Keeper::LONGEST) };
+            let due_at = turned + if wanted { Keeper::SHORTEST } else { Keeper::LONGEST };
             let due = match asked.recv_deadline(due_at) {
                 Ok(Ask::Sync(reply)) => {
                     let flushed =
@@ -214,20 +212,56 @@ impl Work {
             // After a refused sync it stays pinned: nothing is freed any more.
             if self.files.check_writable().is_ok() {
                 written.store(0, Ordering::Relaxed);
-                let turn = self.pins.turn(&self.files, self.segment_size, &mut self.durable);
+                let turn =
+                    self.pins.turn(&self.files, (&self.db, self.segment_size), &mut self.durable);
                 if let Err(error) = turn {
                     // Noted in `files` too, and met by the next write.
                     tracing::warn!(%error, "space is not used again for now");
                 }
             }
         }
-        close(&self.files, self.db);
-        // No more space is used again, and who opens the files without us may.
+        let closed = close_in_time(&self.files, self.db);
+        // No more space is used again, and who opens the files without us may. Where sled does not
+        // close, what is noted stays: it wrote no more.
         if self.files.check_writable().is_ok() && self.files.failed().is_none() {
-            let noted = self.files.sync().and_then(|()| self.durable.note_in(&self.files, None));
+            let noted = self.files.sync().and_then(|()| match closed {
+                true => self.durable.note_in(&self.files, None),
+                false => Ok(()),
+            });
             if let Err(error) = noted {
                 tracing::warn!(%error, "closing the database");
             }
+        }
+    }
+}
+
+/// Likewise, and whether it ended. sled waits until its own thread says that it has, which it never
+/// does if it has panicked, as where the file of a page is gone (`flusher.rs`): then what it holds
+/// is left to the end of the process. The caller must let go of its pins all the same: others in the
+/// process wait for them.
+fn close_in_time(files: &Arc<Files>, db: sled::Db) -> bool {
+    /// In which the log does not change.
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    let (alive, ended) = channel::bounded::<()>(0);
+    let of_thread = Arc::clone(files);
+    let closing = std::thread::Builder::new().name("byokv-closing".to_owned()).spawn(move || {
+        let _alive = alive;
+        close(&of_thread, db);
+    });
+    // Without the thread its closure is dropped, and the handle with it.
+    let Ok(_detached) = closing else { return true };
+    let log = || files.log().metadata().and_then(|log| Ok((log.modified()?, log.len()))).ok();
+    loop {
+        let before = log();
+        if ended.recv_timeout(LONGEST) != Err(RecvTimeoutError::Timeout) {
+            return true;
+        }
+        if log() == before {
+            tracing::error!(
+                "sled does not close; end the process before the store is opened again"
+            );
+            return false;
         }
     }
 }
@@ -243,13 +277,19 @@ fn close<T>(files: &Files, handles: T) {
     }
 }
 
+/// The segment of the log up to which everything was handed to the system. sled frees only segments
+/// before it, and has freed none from it on (`pagecache/segment.rs`, `stabilize`): right after it was
+/// opened only because something was written and flushed since ([`OPENED_KEY`](super::database)).
+fn reached(db: &sled::Db, segment_size: usize) -> i64 {
+    let size = i64::try_from(segment_size).unwrap_or(i64::MAX);
+    db.context.pagecache.log.stable_offset().max(0) / size * size
+}
+
 /// Two places in the collector, one of them always pinned.
 struct Pins {
     places: [LocalHandle; 2],
     held: Option<Guard>,
     next: usize,
-    /// What reading the log's segments took the last time.
-    reading: Duration,
     /// The log as it was last seen to have changed.
     seen: Option<(Stamp, Instant)>,
     /// The log as a turn found and synced it, if it had not changed for long.
@@ -263,7 +303,7 @@ impl Pins {
     fn new() -> Self {
         let places = [default_collector().register(), default_collector().register()];
         let held = Some(places[0].pin());
-        Self { places, held, next: 1, reading: Duration::ZERO, seen: None, settled: None }
+        Self { places, held, next: 1, seen: None, settled: None }
     }
 
     /// Notes what the log looks like. Whether it has for so long that any write would show, be
@@ -281,7 +321,8 @@ impl Pins {
     }
 
     /// 1. pinned anew: what is deferred from now on waits for the next turn;
-    /// 2. how far the log has got that was handed to the system, read from its segments;
+    /// 2. how far the log has got that was handed to the system; must come after 1, or sled may
+    ///    free a later segment in between;
     /// 3. a sync; must come after 2, or that is not durable;
     /// 4. the note of 2; must come before 5, or a later segment is freed;
     /// 5. the older pin let go.
@@ -291,9 +332,14 @@ impl Pins {
     /// sled frees something only after it has written to the log. If nothing was written since a
     /// turn that found the log at rest, 1 and 5 are enough. The log must be looked at after 1, or
     /// sled may write and free in between.
-    fn turn(&mut self, files: &Files, segment_size: usize, durable: &mut Durable) -> Result<()> {
+    fn turn(
+        &mut self,
+        files: &Files,
+        (db, segment_size): (&sled::Db, usize),
+        durable: &mut Durable,
+    ) -> Result<()> {
         let pinned = self.places[self.next].pin();
-        let during = |e| Error::io("reading the log's segments", e);
+        let during = |e| Error::io("looking at the log", e);
         let log = files.log().metadata().map_err(during)?;
         let stamp = (log.modified().map_err(during)?, log.len());
         let settles = self.look(stamp);
@@ -301,19 +347,7 @@ impl Pins {
             self.hold(pinned);
             return Ok(());
         }
-        let start = Instant::now();
-        let segments = log::segments(files.log(), segment_size).map_err(during)?;
-        let size = i64::try_from(segment_size).unwrap_or(i64::MAX);
-        let reached = match durable.noted() {
-            Some(before) => {
-                let stable = segments.values().map(|segment| segment.stable).max().unwrap_or(0);
-                before.max(stable / size * size)
-            }
-            // sled was just opened, and everything flushed: it has freed nothing from the
-            // segment on that it writes to.
-            None => segments.last_key_value().map_or(0, |(lsn, _)| *lsn),
-        };
-        self.reading = start.elapsed();
+        let reached = reached(db, segment_size);
         files.sync()?;
         durable.note_in(files, Some(reached))?;
         self.settled = settles.then_some(stamp);

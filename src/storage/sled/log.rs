@@ -13,16 +13,8 @@ pub(super) const SEGMENT_HEADER: usize = 20;
 const RED_ZONE: usize = 32;
 const INVERTED: i64 = i64::MAX;
 
-/// Where a segment lies, and what was written before it was begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) offset: u64,
-    /// Everything below was handed to the system.
-    pub(super) stable: i64,
-}
-
-/// Every segment with a header, by its place in the log.
-pub(super) fn segments(log: &File, size: usize) -> io::Result<BTreeMap<i64, Segment>> {
+/// Where each segment with a header lies in the file, by its place in the log.
+pub(super) fn segments(log: &File, size: usize) -> io::Result<BTreeMap<i64, u64>> {
     let len = log.metadata()?.len();
     let mut segments = BTreeMap::new();
     for offset in (0..len).step_by(size) {
@@ -36,9 +28,8 @@ pub(super) fn segments(log: &File, size: usize) -> io::Result<BTreeMap<i64, Segm
         if crc != (!crc32fast::hash(numbers)).to_le_bytes() {
             continue;
         }
-        let number = |at: usize| numbers[at..].first_chunk().map(|b| i64::from_le_bytes(*b));
-        if let (Some(lsn), Some(stable)) = (number(0), number(8)) {
-            segments.insert(lsn ^ INVERTED, Segment { offset, stable: stable ^ INVERTED });
+        if let Some(lsn) = numbers.first_chunk() {
+            segments.insert(i64::from_le_bytes(*lsn) ^ INVERTED, offset);
         }
     }
     Ok(segments)

@@ -49,10 +49,6 @@ impl Durable {
         Ok(Self { file, noted })
     }
 
-    pub(super) fn noted(&self) -> Option<i64> {
-        self.noted
-    }
-
     /// Like [`note`](Self::note); a refusal ends all writing.
     pub(super) fn note_in(&mut self, files: &Files, segment: Option<i64>) -> Result<()> {
         let noted = self.note(segment);
@@ -152,11 +148,11 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     }
     let mut at = from;
     let (end, ends_in) = loop {
-        let Some(segment) = segments.get(&at) else { break (None, None) };
+        let Some(&offset) = segments.get(&at) else { break (None, None) };
         let mut bytes = vec![0; size];
         let mut filled = 0;
         while filled < size {
-            match log.read_at(&mut bytes[filled..], segment.offset + filled as u64)? {
+            match log.read_at(&mut bytes[filled..], offset + filled as u64)? {
                 0 => break,
                 read => filled += read,
             }
@@ -165,10 +161,10 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
         let first = usize::try_from(snapshot - at).unwrap_or(0);
         match log::walk(&bytes[..filled], first, size, number, blobs)? {
             End::Full => at += step,
-            end => break (Some(end), Some((segment.offset, filled))),
+            end => break (Some(end), Some((offset, filled))),
         }
     };
-    let behind: Vec<_> = segments.range(at + 1..).map(|(_, segment)| segment.offset).collect();
+    let behind: Vec<_> = segments.range(at + 1..).map(|(_, &offset)| offset).collect();
     if behind.is_empty() && !matches!(end, Some(End::NoBlob(_))) {
         return Ok(());
     }
@@ -229,9 +225,9 @@ mod tests {
         let log = OpenOptions::new().read(true).write(true).open(path.join("db")).unwrap();
         let segments = log::segments(&log, SIZE).unwrap();
         assert!(segments.len() > 2);
-        let (&from, segment) = segments.first_key_value().unwrap();
+        let (&from, &offset) = segments.first_key_value().unwrap();
         let mut whole = vec![0; SIZE];
-        log.read_exact_at(&mut whole, segment.offset).unwrap();
+        log.read_exact_at(&mut whole, offset).unwrap();
         let with = |changed: usize| {
             let mut bytes = whole.clone();
             bytes[changed] ^= 1;
@@ -241,7 +237,7 @@ mod tests {
         let walked = log::walk(&with(1000), 0, SIZE, 0, &path.join("blobs")).unwrap();
         let End::Torn(begins) = walked else { panic!("{walked:?}") };
         assert!(begins > SEGMENT_HEADER + 1);
-        log.write_all_at(&with(SEGMENT_HEADER + 1), segment.offset).unwrap();
+        log.write_all_at(&with(SEGMENT_HEADER + 1), offset).unwrap();
         for entry in fs::read_dir(&path).unwrap() {
             let entry = entry.unwrap().path();
             if entry.file_name().unwrap().to_str().unwrap().starts_with("snap.") {

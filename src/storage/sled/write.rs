@@ -1,6 +1,6 @@
 //! Writing: one key at a time is read and written, so that the digest knows what was replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -55,8 +55,9 @@ impl Shared {
         let key = escape(key);
         self.write(|database, notes| {
             let digest = &self.digest;
-            let index = Digest::stripe_of(space, &key);
-            let mut stripe = digest.lock(index);
+            let number = Digest::lock_of(space, &key);
+            let _locked = digest.lock(number);
+            let mut deletion = None;
             let written = match (new, expected) {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
@@ -78,12 +79,16 @@ impl Shared {
                         return Ok(false);
                     }
                     let Some(old) = old else { return Ok(true) };
-                    notes.add(Space::System, &Digest::deleted_key(index));
+                    let deletion = deletion.insert(digest.delete(number));
+                    notes.add(Space::System, &deletion.key());
                     let prints = (digest.now(Some(old)), 0);
                     digest
-                        .note_deletion(database, index, &mut stripe, &[old])
+                        .note_deletion(database, deletion, &[old])
                         .and_then(|()| database.remove_raw(space, &key))
-                        .map(|()| Some(prints))
+                        .map(|()| {
+                            deletion.made();
+                            Some(prints)
+                        })
                 }
             };
             match &written {
@@ -109,10 +114,9 @@ impl Shared {
         self.write(|database, notes| {
             let digest = &self.digest;
             // In ascending order, so that two batches never wait for each other.
-            let indexes: BTreeMap<usize, ()> =
-                writes.keys().map(|key| (Digest::stripe_of(space, key), ())).collect();
-            let mut stripes: Vec<_> =
-                indexes.keys().map(|&index| (index, digest.lock(index))).collect();
+            let numbers: BTreeSet<usize> =
+                writes.keys().map(|key| Digest::lock_of(space, key)).collect();
+            let _locked: Vec<_> = numbers.iter().map(|&number| digest.lock(number)).collect();
             let (mut batch, mut bytes) = (sled::Batch::default(), 0);
             let (mut changes, mut deleted) = (Vec::new(), Vec::new());
             for (key, new) in writes {
@@ -130,14 +134,19 @@ impl Shared {
                 changes.push((key, old, new));
             }
             let mut written = Ok(());
-            if let (false, Some((index, stripe))) = (deleted.is_empty(), stripes.first_mut()) {
-                notes.add(Space::System, &Digest::deleted_key(*index));
+            let number = numbers.first().filter(|_| !deleted.is_empty());
+            let mut deletion = number.map(|&number| digest.delete(number));
+            if let Some(deletion) = &mut deletion {
+                notes.add(Space::System, &deletion.key());
                 let deleted: Vec<&[u8]> = deleted.iter().map(AsRef::as_ref).collect();
-                written = digest.note_deletion(database, *index, stripe, &deleted);
+                written = digest.note_deletion(database, deletion, &deleted);
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, bytes));
             if written.as_ref().is_err_and(|error| may_be_there(database, error)) {
                 digest.doubt();
+            }
+            if let (Ok(()), Some(deletion)) = (&written, &mut deletion) {
+                deletion.made();
             }
             for (key, old, new) in changes {
                 if written.is_ok() {
@@ -178,4 +187,77 @@ impl Shared {
 /// sled was asked. What sled refuses itself is noted.
 fn may_be_there(database: &Database, error: &Error) -> bool {
     !matches!(error, Error::DiskFull { .. }) || database.files().failed().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::super::{SledOptions, SledStorage, Storage};
+    use super::*;
+    use crate::material::KeyMaterial;
+
+    fn open(dir: &Path) -> SledStorage {
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        };
+        let key = KeyMaterial::take(&mut [1; 32]);
+        SledStorage::open(&dir.join("db"), &options, &key, false).unwrap()
+    }
+
+    /// Whoever reads what it replaces must find that there when it writes.
+    #[test]
+    fn the_sum_is_right_whoever_writes_the_same_keys_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        storage.begin().unwrap();
+        let value = |i: u32| (!i.is_multiple_of(3)).then(|| i.to_be_bytes().repeat(8));
+        let (one, batches) = (b"one", [b"two", b"six"]);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let storage = &storage;
+                scope.spawn(move || {
+                    for i in (0..4000).map(|i| 2 * i + thread) {
+                        storage.put(Space::Records, one, value(i)).unwrap();
+                    }
+                });
+                scope.spawn(move || {
+                    for i in (0..1500).map(|i| 2 * i + thread) {
+                        let write = |key: &[u8; 3]| Write { key: key.to_vec(), value: value(i) };
+                        storage.apply(Space::Records, Vec::from(batches.map(write))).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(storage.is_whole().unwrap());
+    }
+
+    /// Refused, as for want of space, once it was noted: the stripe's next note must not say that
+    /// it was made.
+    #[test]
+    fn a_deletion_that_is_noted_and_not_made_counts_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        storage.begin().unwrap();
+        let number = |key: &[u8]| Digest::lock_of(Space::Records, key) % 64;
+        let keys: Vec<_> = (0..1000u32).map(u32::to_be_bytes).collect();
+        let first = keys[0];
+        let second = *keys[1..].iter().find(|key| number(*key) == number(&first)).unwrap();
+        for key in [first, second] {
+            storage.put(Space::Records, &key, Some(key.repeat(10))).unwrap();
+        }
+        storage.put_position(b"p".to_vec()).unwrap();
+        let (digest, database) = (&storage.0.digest, storage.0.current());
+        let old = database.get_raw(Space::Records, &first).unwrap().unwrap();
+        let mut deletion = digest.delete(number(&first));
+        digest.note_deletion(&database, &mut deletion, &[&old]).unwrap();
+        drop((deletion, database));
+        storage.put(Space::Records, &second, None).unwrap();
+        storage.sync().unwrap();
+        drop(storage);
+        assert!(open(dir.path()).was_whole());
+    }
 }
