@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::spans::{self, Spans};
-use super::thread::Work;
+use super::thread::{Work, let_others_go_first};
 use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -19,6 +19,9 @@ use crate::storage::{Key, Range, Space, Stored, prefix_range};
 
 /// Bytes of envelopes that end a chunk.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Records that are rewritten before others may go first.
+const IN_A_ROW: usize = 8;
 
 /// Records re-encrypted, by what they were sealed under.
 pub(super) type Rewritten = BTreeMap<(KeyVersion, Suite), u64>;
@@ -278,7 +281,10 @@ impl Job {
         let mut tally = Tally::default();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut cursor = Cursor::over(self.span);
-            for (key, stored) in cursor.chunk(engine, self.most)? {
+            for (i, (key, stored)) in cursor.chunk(engine, self.most)?.into_iter().enumerate() {
+                if i % IN_A_ROW == 0 {
+                    let_others_go_first();
+                }
                 tally.bytes += stored.len() as u64;
                 rewrite(engine, &self.org, &key, stored, &mut tally)?;
             }

@@ -1,14 +1,35 @@
 //! How the rotation's threads stand back from those that read and write.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// The highest nice value of POSIX.
 pub(crate) const NICEST: u8 = 19;
 
+thread_local! {
+    static STANDS_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the calling thread one that stands back, if by anything.
+pub(super) fn stand_back(by: u8) {
+    STANDS_BACK.set(by > 0);
+    be_nicer(by);
+}
+
+/// Gives the processor to whoever is ready, if the calling thread is one that stands back. To be
+/// called after some tens of microseconds of work: whatever its nice value, Linux lets a thread
+/// that has the processor go on for milliseconds while one that just woke up to read or write
+/// waits (`RUN_TO_PARITY` in its `kernel/sched/features.h`).
+pub(super) fn let_others_go_first() {
+    if STANDS_BACK.get() {
+        std::thread::yield_now();
+    }
+}
+
 /// Adds to the calling thread's nice value. On Linux that value is a thread's own; elsewhere it is
 /// the whole process's, and is left alone.
 #[cfg(target_os = "linux")]
-pub(super) fn stand_back(by: u8) {
+fn be_nicer(by: u8) {
     use rustix::process::{getpriority_process, setpriority_process};
 
     let stood = getpriority_process(None).and_then(|nice| {
@@ -22,7 +43,7 @@ pub(super) fn stand_back(by: u8) {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn stand_back(_by: u8) {}
+fn be_nicer(_by: u8) {}
 
 /// Measures how long the thread that makes it is at work.
 pub(super) struct Work {
@@ -103,6 +124,17 @@ mod tests {
         });
         assert!(work <= all * cores * 3 / 2, "{work:?} of {all:?} on {cores}");
         assert!(!work.is_zero());
+    }
+
+    #[test]
+    fn who_adds_nothing_to_its_nice_value_yields_to_nobody() {
+        for (by, stands_back) in [(0, false), (1, true)] {
+            let thread = std::thread::spawn(move || {
+                stand_back(by);
+                STANDS_BACK.get()
+            });
+            assert_eq!(thread.join().unwrap(), stands_back);
+        }
     }
 
     #[test]

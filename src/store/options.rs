@@ -44,7 +44,7 @@ impl Options {
             cache_bytes: 128 << 20,
             segment_bytes: 512 << 10,
             sync_interval: Duration::from_millis(500),
-            rotation_workers: cores.min(4),
+            rotation_workers: (cores / 2).clamp(1, 4),
             rotation_niceness: 10,
             throttle: None,
             create: true,
@@ -78,8 +78,8 @@ impl Options {
         self
     }
 
-    /// Threads that re-encrypt during a rotation. Default: as many as cores, at most 4;
-    /// 1 to 64.
+    /// Threads that re-encrypt during a rotation. Default: half as many as cores, at least 1 and at
+    /// most 4, so that others find a core whatever a rotation does; 1 to 64.
     #[must_use]
     pub fn rotation_workers(mut self, workers: usize) -> Self {
         self.rotation_workers = workers;
@@ -90,7 +90,8 @@ impl Options {
     /// added to the nice value ([`setpriority(2)`]) of the thread that opens the store, which ends
     /// at 19. Default 10; 0 to 19. With 10, a rotation gets about a tenth of a core for which a
     /// thread of yours competes, and all of an idle one. 0 if the rotation is what you wait for.
-    /// Linux only; elsewhere the threads compete like any other.
+    /// The value is Linux's only. Everywhere the threads also yield the processor after each eight
+    /// records, unless it is 0.
     ///
     /// [`setpriority(2)`]: https://man7.org/linux/man-pages/man2/setpriority.2.html
     #[must_use]
