@@ -262,7 +262,9 @@ impl KeyAdmin {
         Ok(target.map(|target| Rotation::new(Arc::clone(&self.rotations), state, target)))
     }
 
-    /// Every rotation that is under way, by org name.
+    /// Every rotation that is under way, by org name. Each ends with the newest version that is on
+    /// its way out; an older one that was suspended until a moment ago may take another pass, and is
+    /// given by the next call.
     ///
     /// # Errors
     /// Those of [`rotation`](Self::rotation).

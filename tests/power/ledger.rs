@@ -214,8 +214,15 @@ impl Ledger {
     /// Rotations that were under way go on to their end.
     pub(crate) fn finish(store: &Store) {
         let keys = store.keys();
-        for rotation in keys.rotations().unwrap() {
-            rotation.ended();
+        // A version that was resumed while a pass was under way takes another one.
+        loop {
+            let rotations = keys.rotations().unwrap();
+            for rotation in &rotations {
+                rotation.ended();
+            }
+            if rotations.is_empty() {
+                break;
+            }
         }
         for org in store.orgs() {
             let (newest, older) = org.versions.split_last().unwrap();
