@@ -235,7 +235,7 @@ impl Work {
     }
 }
 
-/// Likewise, and whether it ended. sled waits until its own thread says that it has, which it never
+/// [`close`], and whether it ended. sled waits until its own thread says that it has, which it never
 /// does if it has panicked, as where the file of a page is gone (`flusher.rs`): then what it holds
 /// is left to the end of the process. The caller must let go of its pins all the same: others in the
 /// process wait for them.
