@@ -85,6 +85,15 @@ pub enum Error {
          its feature `fips`"
     )]
     FipsModuleMissing,
+    /// What [`process::lock_memory`](crate::process::lock_memory) was refused.
+    #[error(
+        "memory could not be locked ({why}); nothing was changed; give the process CAP_IPC_LOCK, or \
+         raise its limit: `ulimit -l unlimited`, for a service of systemd `LimitMEMLOCK=infinity`"
+    )]
+    MemoryNotLocked {
+        /// What the system says.
+        why: String,
+    },
     /// The material is or was in use: by this org, another org, or as the root key.
     #[error(
         "this key (fingerprint {fingerprint}) is already in use or was used before; nothing was \
@@ -482,6 +491,7 @@ impl Error {
                 | Self::Io { .. }
                 | Self::StoreLocked { .. }
                 | Self::RandomUnavailable { .. }
+                | Self::MemoryNotLocked { .. }
         )
     }
 }

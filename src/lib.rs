@@ -47,6 +47,7 @@ mod mark;
 mod material;
 mod observe;
 mod org;
+pub mod process;
 mod rotation;
 mod sealed;
 mod storage;

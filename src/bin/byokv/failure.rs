@@ -87,6 +87,7 @@ impl Failure {
                 Error::CertificateInvalid { .. } => "certificate_invalid",
                 Error::AuditBroken { .. } => "audit_broken",
                 Error::RandomUnavailable { .. } => "random_unavailable",
+                Error::MemoryNotLocked { .. } => "memory_not_locked",
                 Error::Bug { .. } => "bug",
                 Error::OrgErased { .. } => "org_erased",
                 Error::RetirementAwaited { .. } => "retirement_awaited",

@@ -78,6 +78,15 @@ struct Global {
     /// Print results, warnings and errors only
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// Keep keys and values out of swap; needs CAP_IPC_LOCK or `ulimit -l unlimited`
+    #[arg(
+        long,
+        global = true,
+        env = "BYOKV_LOCK_MEMORY",
+        hide_env_values = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    lock_memory: bool,
 }
 
 #[derive(Subcommand)]
@@ -135,18 +144,9 @@ struct Context {
     ui: Ui,
 }
 
-/// Keys would stand in a core dump.
-#[cfg(unix)]
-fn forbid_core_dumps() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // Lowering a limit is always allowed.
-    let _ = setrlimit(Resource::Core, none);
-}
-
 fn main() -> ExitCode {
-    #[cfg(unix)]
-    forbid_core_dumps();
+    // Keys would stand in them. Where there are no such limits there is nothing to forbid.
+    let _ = byokv::process::forbid_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -176,6 +176,9 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn run(context: &Context, command: Command) -> Result {
+    if context.global.lock_memory {
+        byokv::process::lock_memory()?;
+    }
     match command {
         Command::Init(init) => init.run(context),
         Command::Keygen => setup::keygen(context),

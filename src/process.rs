@@ -1,0 +1,78 @@
+//! Keeping keys and values out of what outlives a process: swap and core dumps.
+//!
+//! Both concern the process as a whole, so they are its owner's to call, first thing in `main`: the
+//! store does neither by itself. What is locked is all memory and not only the pages of keys, for
+//! keys also lie expanded inside of the ciphers, on stacks and in registers that are saved there.
+
+use crate::error::{Error, Result};
+
+/// Locks all memory of this process, what it has and what it will have, so that none of it is
+/// swapped ([`mlockall(2)`], since Linux 4.4 each page once it is touched). Hibernation writes it
+/// to disk all the same.
+///
+/// It needs `CAP_IPC_LOCK`, or a limit (`ulimit -l`, `LimitMEMLOCK` of a service) above all address
+/// space that the process will ever take: where it meets the limit later, the process gets no
+/// more memory, and ends. So let it have the capability, or `unlimited`.
+///
+/// ```no_run
+/// byokv::process::lock_memory()?;
+/// byokv::process::forbid_core_dumps()?;
+/// # Ok::<(), byokv::Error>(())
+/// ```
+///
+/// [`mlockall(2)`]: https://man7.org/linux/man-pages/man2/mlockall.2.html
+///
+/// # Errors
+/// [`Error::MemoryNotLocked`]: the limit is too low, or the system is neither Linux nor a BSD.
+pub fn lock_memory() -> Result<()> {
+    lock_all().map_err(|e| Error::MemoryNotLocked { why: e.to_string() })
+}
+
+/// Lets this process and those that it starts leave no core dumps (`RLIMIT_CORE` 0, for good).
+/// A dump that a crash handler of the process's own makes is not kept back.
+///
+/// # Errors
+/// [`Error::Io`]: the system is no Unix.
+pub fn forbid_core_dumps() -> Result<()> {
+    no_dumps().map_err(|e| Error::io("forbidding core dumps", e))
+}
+
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_os = "netbsd",
+    target_os = "openbsd"
+))]
+fn lock_all() -> std::io::Result<()> {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;
+    // Else what allocators have reserved would all be filled with zeros at once.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let all = all | MlockAllFlags::ONFAULT;
+    Ok(mlockall(all)?)
+}
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_os = "netbsd",
+    target_os = "openbsd"
+)))]
+fn lock_all() -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(unix)]
+fn no_dumps() -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
+}
+
+#[cfg(not(unix))]
+fn no_dumps() -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
