@@ -7,8 +7,8 @@
 use crate::error::{Error, Result};
 
 /// Locks all memory of this process, what it has and what it will have, so that none of it is
-/// swapped ([`mlockall(2)`], since Linux 4.4 each page once it is touched). Hibernation writes it
-/// to disk all the same.
+/// swapped ([`mlockall(2)`], each page once it is touched; Linux 4.4). Hibernation writes it to disk
+/// all the same.
 ///
 /// It needs `CAP_IPC_LOCK`, or a limit (`ulimit -l`, `LimitMEMLOCK` of a service) above all address
 /// space that the process will ever take: where it meets the limit later, the process gets no
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 /// [`mlockall(2)`]: https://man7.org/linux/man-pages/man2/mlockall.2.html
 ///
 /// # Errors
-/// [`Error::MemoryNotLocked`]: the limit is too low, or the system is neither Linux nor a BSD.
+/// [`Error::MemoryNotLocked`]: the limit is too low, or the system is not Linux.
 pub fn lock_memory() -> Result<()> {
     lock_all().map_err(|e| Error::MemoryNotLocked { why: e.to_string() })
 }
@@ -37,31 +37,15 @@ pub fn forbid_core_dumps() -> Result<()> {
     no_dumps().map_err(|e| Error::io("forbidding core dumps", e))
 }
 
-#[cfg(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "dragonfly",
-    target_os = "netbsd",
-    target_os = "openbsd"
-))]
+#[cfg(target_os = "linux")]
 fn lock_all() -> std::io::Result<()> {
     use rustix::mm::{MlockAllFlags, mlockall};
-    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;
-    // Else what allocators have reserved would all be filled with zeros at once.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let all = all | MlockAllFlags::ONFAULT;
+    // On fault: else all that allocators have reserved would be filled with zeros at once.
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     Ok(mlockall(all)?)
 }
 
-#[cfg(not(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "dragonfly",
-    target_os = "netbsd",
-    target_os = "openbsd"
-)))]
+#[cfg(not(target_os = "linux"))]
 fn lock_all() -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }

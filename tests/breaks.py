@@ -22,7 +22,7 @@ BREAKS = [
      "            k1[i] = (k1[i] << 1) | carry;\n", "            k1[i] |= carry & 0;\n",
      "--lib --features=aws-lc suite"),
     ("only the memory of now is locked", "src/process.rs",
-     "MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;", "MlockAllFlags::CURRENT;",
+     "MlockAllFlags::CURRENT | MlockAllFlags::FUTURE |", "MlockAllFlags::CURRENT |",
      "--test process memory"),
     ("1 Debug of material prints its bytes", "src/material.rs",
      'write!(f, "KeyMaterial({})", self.fingerprint())', 'write!(f, "KeyMaterial({:?})", self.0)',
