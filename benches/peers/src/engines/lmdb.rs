@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aes_gcm_for_heed::Aes256Gcm;
@@ -17,7 +17,7 @@ use crate::engine::{Data, Engine, Peer, ReEncrypted, Result, Session};
 pub(super) const PEER: Peer = Peer {
     name: "encrypted LMDB",
     cipher: "AES-256-GCM per page",
-    durable: "a transaction without `NO_SYNC` (fdatasync); one writer at a time",
+    durable: "a transaction without `NO_SYNC` (fdatasync); one operation at a time",
     re_encryption: "its key is fixed, so one thread copies all to a new environment in order; a write meanwhile is lost; durable = commit with a sync",
     online: false,
     open,
@@ -30,13 +30,21 @@ struct Lmdb {
     number: u32,
     env: EncryptedEnv,
     records: Records,
-    flags: Mutex<()>,
+    /// Held for each operation. With several threads inside at once this LMDB fails (pages that do
+    /// not decrypt or are not found, a full stack of cursors, wrong values); one by one it does not.
+    one_by_one: Mutex<()>,
+}
+
+impl Lmdb {
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn open(dir: &Path, _cache_bytes: usize) -> Result<Box<dyn Engine>> {
     let (env, records) = environment(&dir.join("0"))?;
-    let flags = Mutex::new(());
-    Ok(Box::new(Lmdb { dir: dir.to_owned(), number: 0, env, records, flags }))
+    let one_by_one = Mutex::new(());
+    Ok(Box::new(Lmdb { dir: dir.to_owned(), number: 0, env, records, one_by_one }))
 }
 
 #[allow(unsafe_code)]
@@ -59,7 +67,7 @@ fn environment(dir: &Path) -> Result<(EncryptedEnv, Records)> {
 impl Engine for Lmdb {
     #[allow(unsafe_code)]
     fn session(&self, durable: bool) -> Result<Box<dyn Session + '_>> {
-        let _alone = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.alone();
         let mode = if durable { FlagSetMode::Disable } else { FlagSetMode::Enable };
         // SAFETY: one thread at a time, by the mutex; a crash may cost the database, as it should.
         unsafe { self.env.set_flags(EnvFlags::NO_SYNC, mode)? };
@@ -105,18 +113,21 @@ struct LmdbSession<'a>(&'a Lmdb);
 
 impl Session for LmdbSession<'_> {
     fn put(&mut self, name: &[u8], value: &[u8]) -> Result<()> {
+        let _alone = self.0.alone();
         let mut txn = self.0.env.write_txn()?;
         self.0.records.put(&mut txn, name, value)?;
         Ok(txn.commit()?)
     }
 
     fn get(&mut self, name: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let _alone = self.0.alone();
         let mut txn = self.0.env.read_txn()?;
         show(self.0.records.get(&mut txn, name)?.ok_or("no such record")?);
         Ok(())
     }
 
     fn scan(&mut self, show: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        let _alone = self.0.alone();
         let mut txn = self.0.env.read_txn()?;
         for pair in self.0.records.iter(&mut txn)? {
             let (name, value) = pair?;
