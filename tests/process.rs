@@ -30,8 +30,9 @@ fn memory_is_locked_and_a_store_works_in_it() {
     match process::lock_memory() {
         Ok(()) => assert!(status("VmLck:") >= status("VmRSS:")),
         Err(Error::MemoryNotLocked { why }) => {
-            let limit = getrlimit(Resource::Memlock).current;
-            assert!(limit.is_some(), "without a limit: {why}");
+            let is_limited = getrlimit(Resource::Memlock).current.is_some();
+            // Or the kernel does not know the call.
+            assert!(is_limited || !why.contains("os error 12"), "without a limit: {why}");
             return;
         }
         Err(other) => panic!("{other}"),
