@@ -28,8 +28,14 @@ pub fn lock_memory() -> Result<()> {
     lock_all().map_err(|e| Error::MemoryNotLocked { why: e.to_string() })
 }
 
-/// Lets this process and those that it starts leave no core dumps (`RLIMIT_CORE` 0, for good).
-/// A dump that a crash handler of the process's own makes is not kept back.
+/// Lets this process and those that it starts leave no core dumps, for good: neither in a file
+/// nor, on Linux, with a program that the system pipes them to (`systemd-coredump`, `apport`). A dump
+/// that a crash handler of the process's own makes is not kept back.
+///
+/// By a limit (`RLIMIT_CORE`) of 1 byte, by which Linux makes none at all, where with 0 it would
+/// still pipe one ([`core(5)`]; `fs/coredump.c` in the kernel); elsewhere of 0.
+///
+/// [`core(5)`]: https://man7.org/linux/man-pages/man5/core.5.html
 ///
 /// # Errors
 /// [`Error::Io`]: the system is no Unix.
@@ -53,7 +59,10 @@ fn lock_all() -> std::io::Result<()> {
 #[cfg(unix)]
 fn no_dumps() -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
+    let limit = if cfg!(target_os = "linux") { 1 } else { 0 };
+    let set = |limit| setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit });
+    // Who has a limit of 0 may not raise it, and keeps it.
+    Ok(set(Some(limit)).or_else(|_| set(Some(0)))?)
 }
 
 #[cfg(not(unix))]
