@@ -257,6 +257,17 @@ pub enum Error {
         /// The first failure.
         why: String,
     },
+    /// The disk refused a write of the database's. Its buffers may wait for that for ever: the
+    /// store takes no more writes.
+    #[error(
+        "the disk refused a write ({why}); what was acknowledged as durable before is safe, later \
+         writes may be lost; the store can be read but takes no more writes; see to the disk, \
+         then close the store and open it again"
+    )]
+    WriteFailed {
+        /// The first failure.
+        why: String,
+    },
     /// An operation of the operating system failed.
     #[error("{during}: {source}")]
     Io {
@@ -488,6 +499,7 @@ impl Error {
             self,
             Self::DiskFull { .. }
                 | Self::SyncFailed { .. }
+                | Self::WriteFailed { .. }
                 | Self::Io { .. }
                 | Self::StoreLocked { .. }
                 | Self::RandomUnavailable { .. }

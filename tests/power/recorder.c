@@ -176,6 +176,24 @@ static ssize_t write_at(int fd, const void *data, size_t len, off_t at) {
     return wrote;
 }
 
+static int fails_to_read(int fd) {
+    if (!is_watched(fd)) return 0;
+    pthread_mutex_lock(&order);
+    int failed = fails("read"), why = errno;
+    pthread_mutex_unlock(&order);
+    errno = why;
+    return failed;
+}
+ssize_t read(int fd, void *data, size_t len) {
+    return fails_to_read(fd) ? -1 : REAL(read)(fd, data, len);
+}
+ssize_t pread(int fd, void *data, size_t len, off_t at) {
+    return fails_to_read(fd) ? -1 : REAL(pread)(fd, data, len, at);
+}
+ssize_t pread64(int fd, void *data, size_t len, off64_t at) {
+    return fails_to_read(fd) ? -1 : REAL(pread)(fd, data, len, at);
+}
+
 ssize_t write(int fd, const void *data, size_t len) {
     return is_watched(fd) ? write_at(fd, data, len, -1) : REAL(write)(fd, data, len);
 }

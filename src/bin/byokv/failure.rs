@@ -92,6 +92,7 @@ impl Failure {
                 Error::OrgErased { .. } => "org_erased",
                 Error::RetirementAwaited { .. } => "retirement_awaited",
                 Error::SyncFailed { .. } => "sync_failed",
+                Error::WriteFailed { .. } => "write_failed",
                 Error::ResidueBusy => "residue_busy",
                 Error::Closed => "closed",
                 _ => "other",

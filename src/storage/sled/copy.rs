@@ -48,11 +48,11 @@ impl<'a> Copy<'a> {
             bytes += key.len() + value.len();
             batch.insert(key, value);
             if bytes >= PIECE {
-                self.new.apply_raw(space, std::mem::take(&mut batch), bytes)?;
+                self.new.apply_raw(space, std::mem::take(&mut batch), (bytes, false))?;
                 bytes = 0;
             }
         }
-        self.new.apply_raw(space, batch, bytes)
+        self.new.apply_raw(space, batch, (bytes, false))
     }
 
     fn copy_noted(&self) -> Result<usize> {
@@ -68,7 +68,7 @@ impl<'a> Copy<'a> {
                 Some(value) => batch.insert(key.clone(), value),
                 None => batch.remove(key.clone()),
             }
-            self.new.apply_raw(*space, batch, bytes)?;
+            self.new.apply_raw(*space, batch, (bytes, false))?;
         }
         Ok(noted.len())
     }

@@ -13,6 +13,7 @@ use super::super::Space;
 use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
+use super::flush;
 use super::keeper::{self, Keeper};
 use super::keys::escape;
 use super::{settings, sums, tail};
@@ -34,7 +35,7 @@ fn another_value() -> Vec<u8> {
 /// fails that it had left to whoever was writing (`Log::exit_reservation`); the next write does.
 fn flush_first(db: &sled::Db, system: &sled::Tree) -> sled::Result<()> {
     let write = || system.insert(OPENED_KEY, another_value()).map(drop);
-    nudged(keeper::LOOK, || db.flush().map(drop), write)
+    nudged(keeper::LOOK, || flush::flush(db), write)
 }
 
 /// Does `work`, which may wait for ever unless there is a `nudge` now and then.
@@ -157,6 +158,15 @@ impl Database {
         }
     }
 
+    fn attempt<T>(&self, during: &str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+        let done = guarded(self.dir(), during, Some(&self.files().broken), f);
+        #[cfg(test)]
+        if FAILS_BEHIND.take() {
+            return Err(Error::io(during, std::io::ErrorKind::Other.into()));
+        }
+        done
+    }
+
     pub(super) fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         guarded(self.dir(), "reading", Some(&self.files().broken), f)
     }
@@ -165,7 +175,7 @@ impl Database {
     /// half changed, and what is written then may go over what is needed.
     fn writing<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check_writable()?;
-        let written = guarded(self.dir(), during, Some(&self.files().broken), f);
+        let written = self.attempt(during, f);
         if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written {
             self.files().note_failed(error);
         }
@@ -181,7 +191,7 @@ impl Database {
         f: impl FnOnce() -> sled::Result<T>,
     ) -> Result<T> {
         self.check_writable()?;
-        let written = guarded(self.dir(), "writing", Some(&self.files().broken), f);
+        let written = self.attempt("writing", f);
         if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written
             && self.get_raw(space, key).is_ok()
         {
@@ -238,10 +248,10 @@ impl Database {
         space: Space,
         key: &[u8],
         old: Option<&[u8]>,
-        new: Vec<u8>,
+        new: &[u8],
     ) -> Result<bool> {
         let tree = self.tree(space);
-        self.admit(space, key, Some(&new))?;
+        self.admit(space, key, Some(new))?;
         self.finding(space, key, || tree.compare_and_swap(key, old, Some(new)))
             .map(|swapped| swapped.is_ok())
     }
@@ -250,6 +260,20 @@ impl Database {
         let tree = self.tree(space);
         self.admit(space, key, None)?;
         self.writing("writing", || tree.remove(key).map(drop))
+    }
+
+    /// Makes a pair what it was, though no more writes are taken.
+    pub(super) fn put_back(
+        &self,
+        space: Space,
+        key: &[u8],
+        old: Option<&sled::IVec>,
+    ) -> Result<()> {
+        let tree = self.tree(space);
+        self.attempt("taking a batch back", || match old {
+            Some(old) => tree.insert(key, old).map(drop),
+            None => tree.remove(key).map(drop),
+        })
     }
 
     /// Over keys as sled has them.
@@ -265,11 +289,18 @@ impl Database {
         self.reading(|| step().transpose())
     }
 
-    /// Writes pairs as sled has them, together; `bytes` says how long they are in all.
-    pub(super) fn apply_raw(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
+    /// Writes pairs as sled has them, together; `bytes` says how long they are in all, and
+    /// `needed` that they may go into the space that is kept.
+    pub(super) fn apply_raw(
+        &self,
+        space: Space,
+        batch: sled::Batch,
+        (bytes, needed): (usize, bool),
+    ) -> Result<()> {
         let tree = self.tree(space);
-        self.files().check_space(bytes, space == Space::System)?;
+        self.files().check_space(bytes, space == Space::System || needed)?;
         self.keeper.wrote(bytes);
+        let _in_batch = self.keeper.flushes().begin_batch(self.files())?;
         self.writing("writing a batch", || tree.apply_batch(batch))
     }
 
@@ -306,6 +337,12 @@ impl Database {
     pub(super) fn bytes_on_disk(&self) -> Result<u64> {
         self.reading(|| self.db.size_on_disk())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The next write of this thread is made, and fails all the same.
+    pub(super) static FAILS_BEHIND: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 #[cfg(test)]

@@ -44,8 +44,6 @@ enum Left {
     Open,
     /// Closed: nothing was written later.
     Closed,
-    /// A write failed, and nobody knows whether it is there: the sum proves nothing.
-    InDoubt,
 }
 
 /// What stands behind the position.
@@ -99,7 +97,6 @@ pub(super) struct Digest {
     sum: AtomicU64,
     /// Of writes that are made now.
     epoch: AtomicU64,
-    in_doubt: AtomicBool,
     counting: AtomicBool,
     count: Mutex<Count>,
     position: Mutex<Vec<u8>>,
@@ -125,6 +122,13 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 fn trailer(stored: &[u8]) -> (u64, u64) {
     let trailer = &stored[plain(stored).len()..];
     (number(trailer, 0), number(trailer, 8))
+}
+
+/// Whether the position is `sealed`. Where that cannot be told no more writes are taken.
+fn holds(database: &Database, sealed: &[u8]) -> Result<bool> {
+    let held = database.get_raw(Space::System, POSITION_KEY);
+    let held = held.map_err(|error| database.stop_writing(error))?;
+    Ok(held.is_some_and(|held| *held == *sealed))
 }
 
 /// Whether something lies there that is not counted.
@@ -199,7 +203,6 @@ impl Digest {
             stripes: std::array::from_fn(|_| Mutex::default()),
             sum: AtomicU64::new(0),
             epoch: AtomicU64::new(1),
-            in_doubt: AtomicBool::new(false),
             counting: AtomicBool::new(false),
             count: Mutex::new(Count { at: None, sum: 0 }),
             position: Mutex::default(),
@@ -290,19 +293,10 @@ impl Digest {
         }
     }
 
-    /// A write failed.
-    pub(super) fn doubt(&self) {
-        self.in_doubt.store(true, Ordering::Release);
-    }
-
     /// Writes the position with the sum. No write is under way.
     pub(super) fn seal(&self, database: &Database, position: Option<Vec<u8>>) -> Result<()> {
         let mut last = self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = match (self.in_doubt.load(Ordering::Acquire), &position) {
-            (true, _) => Left::InDoubt,
-            (false, Some(_)) => Left::Open,
-            (false, None) => Left::Closed,
-        };
+        let left = if position.is_some() { Left::Open } else { Left::Closed };
         if let Some(position) = position {
             *last = position;
         }
@@ -314,14 +308,12 @@ impl Digest {
         sealed.extend_from_slice(&sum.to_be_bytes());
         let tag = self.seals.mac(LABEL, &sealed);
         sealed.extend_from_slice(&tag);
-        match database.put_raw(Space::System, POSITION_KEY, &sealed) {
-            Ok(()) => self.epoch.store(epoch + 1, Ordering::Release),
-            Err(error) => {
-                self.doubt();
-                return Err(error);
-            }
+        let written = database.put_raw(Space::System, POSITION_KEY, &sealed);
+        // One that failed may be there all the same, and what comes later must not seem older.
+        if written.is_ok() || holds(database, &sealed)? {
+            self.epoch.store(epoch + 1, Ordering::Release);
         }
-        Ok(())
+        written
     }
 
     /// The position that the database holds, and the seal behind it, if it is one of ours.
@@ -334,11 +326,7 @@ impl Digest {
         if !self.seals.mac_is(LABEL, content, tag) {
             return Ok(None);
         }
-        let left = match content[at + 8] {
-            0 => Left::Open,
-            1 => Left::Closed,
-            _ => Left::InDoubt,
-        };
+        let left = if content[at + 8] == Left::Closed as u8 { Left::Closed } else { Left::Open };
         let seal = Seal { epoch: number(content, at), left, sum: number(content, at + 9) };
         Ok(Some((content[..at].to_vec(), seal)))
     }
@@ -380,8 +368,7 @@ impl Digest {
             }
         }
         then = amounts.into_values().fold(then, u64::wrapping_add);
-        let is_whole = seal.left == Left::InDoubt || then == seal.sum;
-        Ok(Found { is_whole, sum, epoch: newest })
+        Ok(Found { is_whole: then == seal.sum, sum, epoch: newest })
     }
 
     /// Goes on from what was found. Must come before the first write: what that is told from
@@ -418,7 +405,7 @@ impl Digest {
                 }
                 self.counting.store(false, Ordering::Release);
                 let sum = self.sum.load(Ordering::Acquire);
-                return Ok(Some(count.sum == sum || self.in_doubt.load(Ordering::Acquire)));
+                return Ok(Some(count.sum == sum));
             };
             if !is_own(space, &key) {
                 count.sum = count.sum.wrapping_add(self.now(Some(&stored)));

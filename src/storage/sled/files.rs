@@ -20,8 +20,8 @@ pub(super) struct Files {
     blobs: Mutex<Blobs>,
     /// The first panic of sled's, or the first sync that the disk refused.
     pub(super) broken: OnceLock<Error>,
-    /// The first write that sled could not make: its buffers may wait for that for ever.
-    failed: OnceLock<Error>,
+    /// sled could not make a write: its buffers may wait for that for ever.
+    failed: AtomicBool,
     /// Bytes that were written since the disk was last asked for its free space.
     unasked: AtomicU64,
     /// Whether there was too little then.
@@ -58,7 +58,7 @@ impl Files {
             log,
             blobs: Mutex::default(),
             broken: OnceLock::new(),
-            failed: OnceLock::new(),
+            failed: AtomicBool::new(false),
             unasked: AtomicU64::new(0),
             short: AtomicBool::new(true),
         })
@@ -80,12 +80,17 @@ impl Files {
         self.broken.get_or_init(|| error).clone()
     }
 
-    pub(super) fn failed(&self) -> Option<Error> {
-        self.failed.get().cloned()
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
+    /// sled could not make a write. No more are taken: behind one that waits for ever, none would
+    /// be durable.
     pub(super) fn note_failed(&self, error: &Error) {
-        self.failed.get_or_init(|| error.clone());
+        self.failed.store(true, Ordering::Release);
+        let why = error.to_string();
+        tracing::error!(why, "a write failed; no more writes are taken");
+        self.stop_writing(Error::WriteFailed { why });
     }
 
     /// Refuses `bytes` while the disk is nearly full: sled, which writes them later and several
@@ -95,6 +100,8 @@ impl Files {
         /// Left free, or an eighth of a small disk; a quarter of that to what is needed.
         const RESERVE: u64 = 16 << 20;
         const STEP: u64 = 16 << 10;
+        /// Left to be made: large pages and changes of the keyring make some.
+        const FILES: u64 = 16;
 
         let bytes = bytes as u64;
         let unasked = self.unasked.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -104,6 +111,11 @@ impl Files {
         self.unasked.store(0, Ordering::Relaxed);
         // Where it cannot be told, sled finds out.
         let Ok(disk) = rustix::fs::fstatvfs(&self.log) else { return Ok(()) };
+        // Not every file system counts its files.
+        if disk.f_files > 0 && disk.f_favail < FILES {
+            let during = format!("writing (files: {} more can be made)", disk.f_favail);
+            return Err(Error::DiskFull { during });
+        }
         let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
         let reserve = RESERVE.min(size / 8);
         self.short.store(free < reserve + bytes, Ordering::Relaxed);

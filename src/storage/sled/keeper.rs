@@ -20,6 +20,7 @@ use crossbeam_epoch::{Guard, LocalHandle, default_collector};
 
 use super::border::guarded;
 use super::files::Files;
+use super::flush::{self, Flushes};
 use super::tail::Durable;
 use crate::error::{Error, Result};
 
@@ -28,6 +29,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Keeper {
     files: Arc<Files>,
+    flushes: Arc<Flushes>,
     /// Bytes that were written since the last turn.
     written: Arc<AtomicU64>,
     /// Dropped to end the thread.
@@ -64,6 +66,8 @@ impl Keeper {
         let (alive, ended) = channel::bounded(0);
         let written = Arc::new(AtomicU64::new(0));
         let (of_thread, counted) = (Arc::clone(&files), Arc::clone(&written));
+        let flushes = Arc::new(Flushes::default());
+        let flushed = Arc::clone(&flushes);
         let thread = std::thread::Builder::new()
             .name("byokv-keeper".to_owned())
             .spawn(move || {
@@ -81,7 +85,8 @@ impl Keeper {
                 match first {
                     Ok(durable) => {
                         let _ = say_noted.send(Ok(()));
-                        let work = Work { files: of_thread, segment_size, db, pins, durable };
+                        let (files, flushes) = (of_thread, flushed);
+                        let work = Work { files, flushes, segment_size, db, pins, durable };
                         work.run(&counted, &asked);
                     }
                     Err(error) => {
@@ -101,11 +106,16 @@ impl Keeper {
             close(&files, opened);
             return Err(error);
         }
-        Ok((opened, Self { files, written, asks: Some(asks), ended, thread: Some(thread) }))
+        let (asks, thread) = (Some(asks), Some(thread));
+        Ok((opened, Self { files, flushes, written, asks, ended, thread }))
     }
 
     pub(super) fn files(&self) -> &Files {
         &self.files
+    }
+
+    pub(super) fn flushes(&self) -> &Flushes {
+        &self.flushes
     }
 
     /// Counts what was written.
@@ -125,11 +135,8 @@ impl Keeper {
 
     /// Returns when all that was written before is durable. `write` writes something to sled.
     pub(super) fn sync(&self, write: impl Fn() -> Result<()>) -> Result<()> {
-        const LONG: Duration = Duration::from_secs(10);
-
         let (reply, answer) = channel::bounded(1);
         self.ask(Ask::Sync(reply));
-        let since = Instant::now();
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(outcome) => return outcome,
@@ -143,11 +150,6 @@ impl Keeper {
                     // Not every failure of sled's wakes those who wait for a flush; the next
                     // write does.
                     write()?;
-                    if let Some(failed) = self.files.failed()
-                        && since.elapsed() > LONG
-                    {
-                        return Err(self.files.stop_writing(failed));
-                    }
                 }
             }
         }
@@ -159,7 +161,7 @@ impl Drop for Keeper {
         const LONGEST: Duration = Duration::from_secs(5);
 
         self.asks = None;
-        if self.files.failed().is_some()
+        if self.files.has_failed()
             && self.ended.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout)
         {
             tracing::error!(
@@ -178,6 +180,7 @@ impl Drop for Keeper {
 /// What the thread works with.
 struct Work {
     files: Arc<Files>,
+    flushes: Arc<Flushes>,
     segment_size: usize,
     db: sled::Db,
     pins: Pins,
@@ -193,9 +196,9 @@ impl Work {
                 Ok(Ask::Sync(reply)) => {
                     let flushed =
                         guarded(self.files.dir(), "flushing", Some(&self.files.broken), || {
-                            self.db.flush()
+                            self.flushes.flush(&self.db)
                         });
-                    let _ = reply.send(flushed.and_then(|_| self.files.sync()));
+                    let _ = reply.send(flushed.and_then(|()| self.files.sync()));
                     Instant::now() >= due_at
                 }
                 Ok(Ask::Turn) => {
@@ -223,7 +226,7 @@ impl Work {
         let closed = close_in_time(&self.files, self.db);
         // No more space is used again, and who opens the files without us may. Where sled does not
         // close, what is noted stays: it wrote no more.
-        if self.files.check_writable().is_ok() && self.files.failed().is_none() {
+        if self.files.check_writable().is_ok() {
             let noted = self.files.sync().and_then(|()| match closed {
                 true => self.durable.note_in(&self.files, None),
                 false => Ok(()),
@@ -247,6 +250,10 @@ fn close_in_time(files: &Arc<Files>, db: sled::Db) -> bool {
     let of_thread = Arc::clone(files);
     let closing = std::thread::Builder::new().name("byokv-closing".to_owned()).spawn(move || {
         let _alive = alive;
+        if of_thread.has_failed() {
+            // If sled's own flush never ends, it holds up all stores of the process.
+            let _ = flush::flush(&db);
+        }
         close(&of_thread, db);
     });
     // Without the thread its closure is dropped, and the handle with it.

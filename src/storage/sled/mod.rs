@@ -6,6 +6,7 @@ mod copy;
 mod database;
 mod digest;
 mod files;
+mod flush;
 mod keeper;
 mod keys;
 mod log;
@@ -156,8 +157,11 @@ impl Storage for SledStorage {
         loop {
             let _all = self.0.writes.write().unwrap_or_else(PoisonError::into_inner);
             let database = self.0.current();
-            if let Some(is_whole) = self.0.digest.step_count(&database)? {
-                return Ok(is_whole);
+            match self.0.digest.step_count(&database)? {
+                Some(true) => return Ok(true),
+                // Where a write was cut short, the sum is not known.
+                Some(false) => return database.check_writable().map(|()| false),
+                None => {}
             }
         }
     }

@@ -58,19 +58,21 @@ impl Shared {
             let number = Digest::lock_of(space, &key);
             let _locked = digest.lock(number);
             let mut deletion = None;
-            let written = match (new, expected) {
+            // What to look for where a write fails, which may have been made all the same, and
+            // how the sum changes then.
+            let (written, sought, prints) = match (new, expected) {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
                     let print = digest.now(Some(&new));
-                    let written = database.merge_raw(space, &key, &new);
-                    written.map(|()| Some((digest::replaced_by_merge(), print)))
+                    let written = database.merge_raw(space, &key, &new).map(|()| true);
+                    (written, Some(new), (digest::replaced_by_merge(), print))
                 }
                 (Some(new), Some(expected)) => {
                     let old = expected.map(Stored::raw);
                     let new = digest.dress(new, old);
                     let prints = (digest.now(old), digest.now(Some(&new)));
-                    let swapped = database.swap_raw(space, &key, old, new);
-                    swapped.map(|swapped| swapped.then_some(prints))
+                    let swapped = database.swap_raw(space, &key, old, &new);
+                    (swapped, Some(new), prints)
                 }
                 (None, expected) => {
                     let old = database.get_raw(space, &key)?;
@@ -81,29 +83,25 @@ impl Shared {
                     let Some(old) = old else { return Ok(true) };
                     let deletion = deletion.insert(digest.delete(number));
                     notes.add(Space::System, &deletion.key());
-                    let prints = (digest.now(Some(old)), 0);
-                    digest
+                    let deleted = digest
                         .note_deletion(database, deletion, &[old])
-                        .and_then(|()| database.remove_raw(space, &key))
-                        .map(|()| {
-                            deletion.made();
-                            Some(prints)
-                        })
+                        .and_then(|()| database.remove_raw(space, &key));
+                    (deleted.map(|()| true), None, (digest.now(Some(old)), 0))
                 }
             };
-            match &written {
-                Ok(Some((old, new))) => digest.changed((space, &key), *old, *new),
-                Ok(None) => return Ok(false),
-                // Where not even the old value can be read, sled got no further than that.
-                Err(error)
-                    if may_be_there(database, error) && database.get_raw(space, &key).is_ok() =>
-                {
-                    digest.doubt();
+            let is_made = match &written {
+                Ok(made) => *made,
+                // Where it cannot be read, sled got no further than that.
+                Err(_) => holds(database, space, &key, sought.as_deref()).unwrap_or(false),
+            };
+            if is_made {
+                digest.changed((space, &key), prints.0, prints.1);
+                if let Some(deletion) = &mut deletion {
+                    deletion.made();
                 }
-                Err(_) => {}
             }
             notes.add(space, &key);
-            written.map(|_| true)
+            written
         })
     }
 
@@ -141,22 +139,23 @@ impl Shared {
                 let deleted: Vec<&[u8]> = deleted.iter().map(AsRef::as_ref).collect();
                 written = digest.note_deletion(database, deletion, &deleted);
             }
-            let written = written.and_then(|()| database.apply_raw(space, batch, bytes));
-            if written.as_ref().is_err_and(|error| may_be_there(database, error)) {
-                digest.doubt();
-            }
-            if let (Ok(()), Some(deletion)) = (&written, &mut deletion) {
-                deletion.made();
-            }
-            for (key, old, new) in changes {
-                if written.is_ok() {
-                    digest.changed(
-                        (space, &key),
-                        digest.now(old.as_deref()),
-                        digest.now(new.as_deref()),
-                    );
+            let only_deletes = changes.iter().all(|(.., new)| new.is_none());
+            let size = (bytes, only_deletes);
+            let written = written.and_then(|()| database.apply_raw(space, batch, size));
+            match &written {
+                Ok(()) => {
+                    for (key, old, new) in &changes {
+                        let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(v));
+                        digest.changed((space, key), prints[0], prints[1]);
+                    }
+                    if let Some(deletion) = &mut deletion {
+                        deletion.made();
+                    }
                 }
-                notes.add(space, &key);
+                Err(_) => undo(database, space, &changes),
+            }
+            for (key, ..) in &changes {
+                notes.add(space, key);
             }
             written
         })
@@ -183,10 +182,28 @@ impl Shared {
     }
 }
 
-/// Whether a write that failed may have happened: not if it was refused for want of space before
-/// sled was asked. What sled refuses itself is noted.
-fn may_be_there(database: &Database, error: &Error) -> bool {
-    !matches!(error, Error::DiskFull { .. }) || database.files().failed().is_some()
+/// Whether `value` is there, for who has locked its key.
+fn holds(database: &Database, space: Space, key: &[u8], value: Option<&[u8]>) -> Result<bool> {
+    let held = database.get_raw(space, key)?;
+    Ok(held.as_deref().map(digest::plain) == value.map(digest::plain))
+}
+
+/// A key, what it had, and what it gets.
+type Change = (Vec<u8>, Option<sled::IVec>, Option<Vec<u8>>);
+
+/// Takes back what sled has made of a batch before it met an error: it makes the writes of one
+/// after the other, and leaves those that it made. Where that fails no more writes are taken.
+fn undo(database: &Database, space: Space, changes: &[Change]) {
+    for (key, old, new) in changes {
+        let undone = match holds(database, space, key, new.as_deref()) {
+            Ok(true) => database.put_back(space, key, old.as_ref()),
+            held => held.map(drop),
+        };
+        if let Err(error) = undone {
+            database.stop_writing(error);
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +211,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use super::super::database::FAILS_BEHIND;
     use super::super::{SledOptions, SledStorage, Storage};
     use super::*;
     use crate::material::KeyMaterial;
@@ -233,6 +251,99 @@ mod tests {
             }
         });
         assert!(storage.is_whole().unwrap());
+    }
+
+    /// sled has no place for a large page, and fails in the middle of what it was to write.
+    fn fail(storage: &SledStorage, writes: Vec<Write>) {
+        let blobs = storage.dir().join("blobs");
+        let away = storage.dir().join("away");
+        std::fs::rename(&blobs, &away).unwrap();
+        assert!(storage.apply(Space::Records, writes).is_err());
+        std::fs::rename(away, blobs).unwrap();
+    }
+
+    /// As a process would that comes after this one, which never lets go of its own.
+    fn copied(storage: &SledStorage, to: &Path) -> SledStorage {
+        let files = ["conf", "db", "durable"].map(Path::new);
+        std::fs::create_dir_all(to.join("db/blobs")).unwrap();
+        for file in files.iter().filter(|file| storage.dir().join(file).exists()) {
+            std::fs::copy(storage.dir().join(file), to.join("db").join(file)).unwrap();
+        }
+        open(to)
+    }
+
+    /// No batch is there by half, no other waits for ever, and what was lost before does not pass
+    /// for what may have been lost now.
+    #[test]
+    fn after_a_write_that_failed_all_is_as_before_and_nothing_that_is_missing_passes() {
+        let key = |i: u32| i.to_be_bytes();
+        for loses in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = open(dir.path());
+            storage.begin().unwrap();
+            for i in 0..50 {
+                storage.put(Space::Records, &key(i), Some(vec![1; 20])).unwrap();
+            }
+            if loses {
+                storage.0.current().remove_raw(Space::Records, &key(45)).unwrap();
+            }
+            storage.put_position(b"p".to_vec()).unwrap();
+            storage.sync().unwrap();
+            let write = |i: u32, value| Write { key: key(i).to_vec(), value };
+            let mut batch: Vec<_> = (0..40).map(|i| write(i, None)).collect();
+            batch.extend((60..100).map(|i| write(i, Some(vec![2; 20]))));
+            batch.push(write(200, Some(vec![3; 1 << 20])));
+            fail(&storage, batch);
+            for i in (0..100).filter(|i| *i != 45) {
+                let value = storage.get(Space::Records, &key(i)).unwrap();
+                assert_eq!(value.is_some_and(|value| value[..] == [1; 20]), i < 50, "{i}");
+            }
+            let refused = storage.apply(Space::Records, vec![write(1, None)]);
+            assert!(matches!(refused, Err(Error::WriteFailed { .. })), "{refused:?}");
+            assert_eq!(storage.is_whole().is_ok_and(|is_whole| is_whole), !loses);
+            assert_eq!(copied(&storage, &dir.path().join("copied")).was_whole(), !loses);
+        }
+    }
+
+    /// sled tells of what it met behind the write, as where it cannot split the page.
+    #[test]
+    fn a_write_that_failed_and_is_there_counts() {
+        type Fails = fn(&SledStorage) -> Result<()>;
+        const KEY: &[u8] = b"k";
+        let value = |i| Some(vec![i; 20]);
+        let fails: [(Fails, Option<Vec<u8>>); 5] = [
+            (|s| s.put(Space::Records, KEY, Some(vec![2; 20])), value(2)),
+            (|s| s.put(Space::Records, KEY, None), value(1)),
+            (
+                |s| {
+                    let old = s.get(Space::Records, KEY)?;
+                    s.compare_and_swap(Space::Records, KEY, old.as_ref(), None).map(drop)
+                },
+                value(1),
+            ),
+            (
+                |s| {
+                    let (old, new) = (s.get(Space::Records, KEY)?, Some(vec![2; 20]));
+                    s.compare_and_swap(Space::Records, KEY, old.as_ref(), new).map(drop)
+                },
+                value(2),
+            ),
+            (|s| s.put_position(b"later".to_vec()), value(1)),
+        ];
+        for (i, (fails, found)) in fails.into_iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = open(dir.path());
+            storage.begin().unwrap();
+            storage.put(Space::Records, KEY, value(1)).unwrap();
+            storage.put_position(b"p".to_vec()).unwrap();
+            FAILS_BEHIND.set(true);
+            assert!(fails(&storage).is_err(), "{i}");
+            let held = storage.get(Space::Records, KEY).unwrap();
+            assert_eq!(held.map(|held| held.to_vec()), found, "{i}");
+            assert!(storage.is_whole().unwrap(), "{i}");
+            drop(storage);
+            assert!(open(dir.path()).was_whole(), "{i}");
+        }
     }
 
     /// Refused, as for want of space, once it was noted: the stripe's next note must not say that

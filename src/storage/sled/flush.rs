@@ -1,0 +1,133 @@
+//! Flushes, and batches between them.
+//!
+//! sled keeps batches out of a flush by a lock of the whole process (`concurrency_control.rs`), and
+//! a flush that waits for a buffer of a write that failed never ends: with that lock it would hold
+//! up every store of the process for ever. So a flush of ours goes without it, and each database
+//! keeps its batches out by itself, until it takes no more writes.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::files::Files;
+use crate::error::Result;
+
+#[derive(Default)]
+struct State {
+    batches: usize,
+    flushing: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Flushes {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Lasts as long as a batch.
+pub(super) struct InBatch<'a>(&'a Flushes);
+
+impl Drop for InBatch<'_> {
+    fn drop(&mut self) {
+        self.0.state().batches -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Lasts as long as a flush.
+struct InFlush<'a>(&'a Flushes);
+
+impl Drop for InFlush<'_> {
+    fn drop(&mut self) {
+        self.0.state().flushing = false;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Flushes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a flush that is under way, unless it will never end.
+    pub(super) fn begin_batch(&self, files: &Files) -> Result<InBatch<'_>> {
+        const LOOK: Duration = Duration::from_millis(100);
+
+        let mut state = self.state();
+        while state.flushing {
+            files.check_writable()?;
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.batches += 1;
+        Ok(InBatch(self))
+    }
+
+    /// [`flush`], while no batch is under way: sled flushes half a batch, and waits for the rest.
+    /// For one thread at a time.
+    pub(super) fn flush(&self, db: &sled::Db) -> sled::Result<()> {
+        let mut state = self.state();
+        state.flushing = true;
+        let _flushing = InFlush(self);
+        while state.batches > 0 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        flush(db)
+    }
+}
+
+/// Hands all that was written before to the system: up to the place of a message that is taken back
+/// (`pagecache/logger.rs`, public and undocumented).
+pub(super) fn flush(db: &sled::Db) -> sled::Result<()> {
+    let log = &db.context.pagecache.log;
+    let (reached, _) = log.reserve(sled::LogKind::Free, 0, &(), &sled::pin())?.abort()?;
+    log.make_stable(reached).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn a_batch_waits_for_a_flush_until_no_more_writes_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let flushes = Flushes::default();
+        let (begun, begins) = mpsc::channel();
+        flushes.state().flushing = true;
+        std::thread::scope(|scope| {
+            let (flushes, files) = (&flushes, &files);
+            let enter = |begun: mpsc::Sender<bool>| {
+                scope.spawn(move || begun.send(flushes.begin_batch(files).is_ok()).unwrap());
+            };
+            enter(begun.clone());
+            assert!(begins.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
+            drop(InFlush(flushes));
+            assert!(begins.recv().unwrap());
+            flushes.state().flushing = true;
+            enter(begun);
+            files.stop_writing(Error::WriteFailed { why: "on purpose".to_owned() });
+            let entered = begins.recv_timeout(Duration::from_secs(10));
+            drop(InFlush(flushes));
+            assert_eq!(entered, Ok(false));
+        });
+        assert_eq!(flushes.state().batches, 0);
+    }
+
+    #[test]
+    fn what_was_written_before_is_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = sled::Config::new().path(dir.path()).flush_every_ms(None);
+        let db = config.open().unwrap();
+        for i in 0..100u32 {
+            db.insert(i.to_be_bytes(), vec![7; 1000]).unwrap();
+            Flushes::default().flush(&db).unwrap();
+            let log = std::fs::read(dir.path().join("db")).unwrap();
+            let found = log.windows(4).filter(|bytes| **bytes == i.to_be_bytes());
+            assert!(found.count() > 0, "{i}");
+        }
+    }
+}
