@@ -133,11 +133,12 @@ impl KeyAdmin {
     /// # Errors
     /// [`Error::Import`](crate::Error::Import) with an [`ImportError`](crate::ImportError) that
     /// tells what is wrong with the token or the sealed key;
-    /// [`Error::UnexpectedKey`](crate::Error::UnexpectedKey),
-    /// [`Error::NotEntitled`](crate::Error::NotEntitled),
+    /// [`Error::UnexpectedKey`](crate::Error::UnexpectedKey), or
+    /// [`Error::KeyMaterial`](crate::Error::KeyMaterial) where one is expected and this one is plainly
+    /// not random; [`Error::NotEntitled`](crate::Error::NotEntitled),
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) while the org's key is suspended. All
-    /// are audited. The token is used up by a key that opens and is reused or plainly not
-    /// random; every other refusal leaves it usable.
+    /// are audited. The token is used up by a key that opens and is reused or, where none is
+    /// expected, plainly not random; every other refusal leaves it usable.
     #[cfg(feature = "import")]
     pub fn provision_sealed(
         &self,

@@ -59,6 +59,7 @@ pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
 pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
 pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
+pub use envelope::name::MAX_NAME_SEGMENTS;
 pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};
 pub use id::{BackupId, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite, TokenId};
 #[cfg(feature = "import")]

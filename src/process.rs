@@ -33,9 +33,13 @@ pub fn lock_memory() -> Result<()> {
 /// that a crash handler of the process's own makes is not kept back.
 ///
 /// By a limit (`RLIMIT_CORE`) of 1 byte, by which Linux makes none at all, where with 0 it would
-/// still pipe one ([`core(5)`]; `fs/coredump.c` in the kernel); elsewhere of 0.
+/// still pipe one ([`core(5)`]; `fs/coredump.c` in the kernel); elsewhere of 0. Who has a hard limit
+/// of 0 may not raise it to 1: then the process is made one that cannot be dumped
+/// ([`PR_SET_DUMPABLE(2const)`]), which holds for itself and not for what it starts; debuggers of
+/// the same user are kept out too, and its `/proc/self/fd` belongs to root.
 ///
 /// [`core(5)`]: https://man7.org/linux/man-pages/man5/core.5.html
+/// [`PR_SET_DUMPABLE(2const)`]: https://man7.org/linux/man-pages/man2/PR_SET_DUMPABLE.2const.html
 ///
 /// # Errors
 /// [`Error::Io`]: the system is no Unix.
@@ -57,12 +61,25 @@ fn lock_all() -> std::io::Result<()> {
 }
 
 #[cfg(unix)]
-fn no_dumps() -> std::io::Result<()> {
+fn limit_dumps(bytes: u64) -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    let limit = if cfg!(target_os = "linux") { 1 } else { 0 };
-    let set = |limit| setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit });
-    // Who has a limit of 0 may not raise it, and keeps it.
-    Ok(set(Some(limit)).or_else(|_| set(Some(0)))?)
+    let limit = Some(bytes);
+    Ok(setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })?)
+}
+
+#[cfg(target_os = "linux")]
+fn no_dumps() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if limit_dumps(1).is_err() {
+        limit_dumps(0)?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    }
+    Ok(())
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn no_dumps() -> std::io::Result<()> {
+    limit_dumps(0)
 }
 
 #[cfg(not(unix))]

@@ -140,7 +140,7 @@ impl Store {
     /// opens the store; copies of the keyring that were made before still open with it.
     ///
     /// # Errors
-    /// [`Error::KeyReused`] for the material of an org's key; disk errors of the machine.
+    /// [`Error::KeyReused`] for material that any org, backup or root key has or had; disk errors of the machine.
     pub fn change_root_key(&self, root: RootKey) -> Result<()> {
         self.engine.change_root_key(root)
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use byokv::{Error, KeyState, OrgPolicy, RetirePolicy, Throttle, failpoint};
+use byokv::{AuditEvent, Error, KeyState, OrgPolicy, RetirePolicy, Throttle, failpoint};
 use common::{
     Ended, Place, all_under, blinded, check_filled, contents, escape, filled_blinded, here,
     key_text, material, states, tamper,
@@ -177,6 +177,12 @@ fn nameless_records_can_be_removed() {
     assert!(found.contains("5 faults"), "{found}");
     let store = place.open();
     let org = store.org("acme").unwrap();
+    let backup_key = material(&key_text());
+    let mut file = Vec::new();
+    let made = store.backup(&backup_key).skip_unreadable().write_to(&mut file).unwrap();
+    assert_eq!((made.unreadable.len(), made.orgs[0].entries), (5, 9));
+    let last = store.keys().audit().last().unwrap().unwrap();
+    assert!(matches!(last.event, AuditEvent::BackupMade { unreadable: 5, .. }), "{last}");
     assert_eq!(org.scan("").filter(Result::is_err).count(), 5);
     assert_eq!(org.scan("").filter(Result::is_ok).count(), 9);
     let rotation = store.keys().return_to_platform_key("acme").unwrap();

@@ -222,6 +222,13 @@ fn a_bad_line_is_named_without_its_value_and_nothing_is_written() {
         assert!(error.contains("nothing was written") && !error.contains("4711"), "{error}");
     }
     assert_eq!(shell.fine("list acme"), "");
+
+    shell.fine("org create blinded --names blinded");
+    let deep = format!("{{\"name\":\"{}\",\"value\":\"1\"}}", "a/".repeat(200));
+    let many = "{\"name\":\"a\",\"value\":\"1\"}\n".repeat(1500) + &deep;
+    let (code, error) = shell.refused("import blinded --format jsonl", many.as_bytes());
+    assert!(code == 2 && error.contains("at most 128 segments"), "{error}");
+    assert_eq!(shell.fine("list blinded"), "");
 }
 
 #[test]
@@ -455,6 +462,8 @@ fn a_damaged_record_is_found_named_and_mended() {
     let output = shell.run("--json verify acme --deep", b"");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &report["opened"]), (Some(1), &18.into()));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("2 faults") && error.contains("missing or older"), "{error}");
     let named: Vec<_> = report["faults"].as_array().unwrap().iter().collect();
     assert_eq!(named.len(), 2);
     assert_eq!((&named[0]["record"], &named[1]["record"]), (&"n00003".into(), &"n00007".into()));

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 use byokv::{Error, OrgPolicy, process};
 use common::{Place, key_text};
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 const TOOL: &str = env!("CARGO_BIN_EXE_byokv");
@@ -100,7 +100,27 @@ fn core_dumps_are_forbidden_for_good() {
     let before = getrlimit(Resource::Core).maximum;
     process::forbid_core_dumps().unwrap();
     let limit = getrlimit(Resource::Core);
-    let lowest = if before == Some(0) { 0..2 } else { 1..2 };
-    assert!(limit.current.is_some_and(|bytes| lowest.contains(&bytes)), "{limit:?}");
     assert_eq!(limit.maximum, limit.current);
+    if before == Some(0) {
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+    } else {
+        assert_eq!(limit.current, Some(1));
+    }
+}
+
+/// The test above, in a process that may not have the limit of 1.
+#[test]
+fn core_dumps_are_forbidden_where_the_limit_is_0_already() {
+    std::thread::scope(|scope| {
+        let run = || {
+            // Who has this right may raise every limit.
+            let _ = remove_capability_from_bounding_set(CapabilitySet::SYS_RESOURCE);
+            let shell = "ulimit -c 0 && exec \"$0\" --exact core_dumps_are_forbidden_for_good";
+            let own = std::env::current_exe().unwrap();
+            let ran = Command::new("sh").args(["-c", shell]).arg(own).output().unwrap();
+            let text = String::from_utf8(ran.stdout).unwrap();
+            assert!(ran.status.success() && text.contains("1 passed"), "{text}");
+        };
+        scope.spawn(run).join().unwrap();
+    });
 }

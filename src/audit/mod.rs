@@ -138,6 +138,13 @@ pub enum AuditEvent {
         /// How many.
         records: u64,
     },
+    /// A backup was begun: from now on there may be one. The fingerprint is its key's.
+    BackupBegun {
+        /// The backup.
+        backup: BackupId,
+        /// Names of the orgs that were asked for; none if it is of all.
+        only: Vec<String>,
+    },
 }
 
 /// One entry of the audit log.
@@ -195,6 +202,14 @@ impl fmt::Display for AuditEntry {
                 }
                 if (*left_out, *unreadable) != (0, 0) {
                     write!(f, ", without {left_out} orgs and {unreadable} records")?;
+                }
+            }
+            AuditEvent::BackupBegun { backup, only } => {
+                write!(f, "backup {backup} begun, ")?;
+                match only.as_slice() {
+                    [] => f.write_str("of all orgs")?,
+                    [org] => write!(f, "of org {org}")?,
+                    orgs => write!(f, "of {} orgs", orgs.len())?,
                 }
             }
             AuditEvent::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun")?,

@@ -42,7 +42,7 @@ mod tokens {
     use super::{AuditEvent, Draft, Engine, Result};
     use crate::audit::now_unix_ms;
     use crate::engine::OrgState;
-    use crate::error::{Error, ImportError};
+    use crate::error::{Error, ImportError, KeyMaterialError};
     use crate::id::{Fingerprint, Origin};
     use crate::import::{ImportToken, SealedKey};
     use crate::keyring::{Installed, Keyring, LiveToken};
@@ -98,7 +98,11 @@ mod tokens {
             let _span =
                 tracing::info_span!("provision_sealed", org = %org.name, token = %id).entered();
             let outcome = self.change(None, |keyring, drafts| {
-                let material = open(keyring, org, sealed)?;
+                let material = match (open(keyring, org, sealed)?, expected) {
+                    // Nobody expects such a key: whoever sealed it, it was not the org.
+                    (Err(why), Some(_)) => return Err(why.into()),
+                    (material, _) => material.map_err(ImportError::NotRandom),
+                };
                 let fingerprint = material.as_ref().ok().map(KeyMaterial::fingerprint);
                 if let (Some(given), Some(expected)) = (fingerprint, expected)
                     && given != expected
@@ -155,7 +159,7 @@ mod tokens {
             sealed: &SealedKey,
             refused: Error,
         ) -> Error {
-            if !refused.is_refused_key() {
+            if !refused.is_refused_key() && !matches!(refused, Error::KeyMaterial(_)) {
                 return refused;
             }
             let token = sealed.token_id();
@@ -176,12 +180,12 @@ mod tokens {
         }
     }
 
-    /// The outer error leaves the token as it is, the inner one uses it up.
+    /// The outer error leaves the token as it is; what is plainly not random opens all the same.
     fn open(
         keyring: &Keyring,
         org: &OrgState,
         sealed: &SealedKey,
-    ) -> Result<Result<KeyMaterial, ImportError>> {
+    ) -> Result<Result<KeyMaterial, KeyMaterialError>> {
         let store = keyring.store;
         if sealed.store_id() != store {
             return Err(ImportError::OtherStore { made_by: sealed.store_id(), store }.into());
@@ -196,7 +200,7 @@ mod tokens {
         let name = (&*org.name, org.id);
         let token = ImportToken::new(store, name, live.expires, &live.private)?;
         match sealed.open(&token, &live.private) {
-            Err(Error::KeyMaterial(why)) => Ok(Err(ImportError::NotRandom(why))),
+            Err(Error::KeyMaterial(why)) => Ok(Err(why)),
             opened => Ok(Ok(opened?)),
         }
     }

@@ -81,8 +81,8 @@ impl OrgState {
         check_name(name)?;
         if self.is_blinded() {
             let segments = name::segments(name);
-            if segments > name::MAX_SEGMENTS {
-                return Err(Error::NameDepth { segments, limit: name::MAX_SEGMENTS });
+            if segments > name::MAX_NAME_SEGMENTS {
+                return Err(Error::NameDepth { segments, limit: name::MAX_NAME_SEGMENTS });
             }
         }
         Ok(())

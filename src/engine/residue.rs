@@ -31,7 +31,8 @@ pub struct Residue {
     pub version: KeyVersion,
     /// Envelopes found, whole or not.
     pub envelopes: u64,
-    /// Bytes from each of them to the next one or the end of its segment: more than they have.
+    /// Bytes from each of them to the next one, or to the end of the log's segment or of the large
+    /// page's file that it lies in: at least as many as they have.
     pub bytes_at_most: u64,
 }
 
@@ -79,7 +80,8 @@ impl Engine {
         // Also in what a removal that failed has left.
         for database in databases(&self.dir)? {
             for path in files_below(&database)? {
-                count_in(&path, &orgs, &mut counts)?;
+                let piece = SledStorage::piece_of(&path).unwrap_or(u64::MAX);
+                count_in(&path, piece, &orgs, &mut counts)?;
             }
         }
         Ok(counts)
@@ -295,9 +297,14 @@ fn erase_dir(dir: &Path) -> Result<()> {
     file::sync_dir(dir)
 }
 
-/// Counts headers of the store's orgs in one file, wherever they stand.
-fn count_in(path: &Path, orgs: &HashMap<[u8; 16], ()>, counts: &mut Counts) -> Result<()> {
-    /// Of sled's segments, in which every envelope lies whole.
+/// Counts headers of the store's orgs in one file, wherever they stand. No envelope goes over the
+/// end of a `piece`.
+fn count_in(
+    path: &Path,
+    piece: u64,
+    orgs: &HashMap<[u8; 16], ()>,
+    counts: &mut Counts,
+) -> Result<()> {
     const WINDOW: usize = 512 << 10;
 
     let during = |e| Error::io(format!("reading {}", path.display()), e);
@@ -309,6 +316,11 @@ fn count_in(path: &Path, orgs: &HashMap<[u8; 16], ()>, counts: &mut Counts) -> R
     };
     let mut window = vec![0; WINDOW + HEADER_LEN];
     let mut at = 0;
+    let mut last: Option<((OrgId, KeyVersion), u64)> = None;
+    let bytes = |since: u64, until: u64| {
+        let end = (since / piece + 1).saturating_mul(piece);
+        end.min(until).saturating_sub(since)
+    };
     loop {
         input.seek(SeekFrom::Start(at)).map_err(during)?;
         let mut filled = 0;
@@ -318,7 +330,6 @@ fn count_in(path: &Path, orgs: &HashMap<[u8; 16], ()>, counts: &mut Counts) -> R
                 read => filled += read,
             }
         }
-        let mut last: Option<((OrgId, KeyVersion), usize)> = None;
         // A header may begin in this window and end in the next.
         let starts = filled.saturating_sub(HEADER_LEN - 1).min(WINDOW);
         for start in 0..starts {
@@ -328,19 +339,19 @@ fn count_in(path: &Path, orgs: &HashMap<[u8; 16], ()>, counts: &mut Counts) -> R
             }
             let known = header[2..18].first_chunk().is_some_and(|org| orgs.contains_key(org));
             if let Some(found) = known.then(|| Header::read(header)).flatten() {
+                let here = at + start as u64;
                 if let Some((under, since)) = last {
-                    counts.entry(under).or_default().1 += (start - since) as u64;
+                    counts.entry(under).or_default().1 += bytes(since, here);
                 }
                 let under = (found.org, found.version);
                 counts.entry(under).or_default().0 += 1;
-                last = Some((under, start));
+                last = Some((under, here));
             }
         }
-        if let Some((under, since)) = last {
-            counts.entry(under).or_default().1 +=
-                (filled.min(WINDOW) - since.min(filled.min(WINDOW))) as u64;
-        }
         if filled < window.len() {
+            if let Some((under, since)) = last {
+                counts.entry(under).or_default().1 += bytes(since, at + filled as u64);
+            }
             return Ok(());
         }
         at += WINDOW as u64;
@@ -369,9 +380,16 @@ mod tests {
         }
         bytes[5000..5022].copy_from_slice(&header(other));
         fs::write(&path, &bytes).unwrap();
-        let mut counts = Counts::new();
-        count_in(&path, &HashMap::from([(*org.as_bytes(), ())]), &mut counts).unwrap();
-        assert_eq!(counts.len(), 1);
-        assert_eq!(counts[&(org, version)].0, places.len() as u64);
+        let count = |piece| {
+            let mut counts = Counts::new();
+            let orgs = HashMap::from([(*org.as_bytes(), ())]);
+            count_in(&path, piece, &orgs, &mut counts).unwrap();
+            assert_eq!(counts.len(), 1);
+            counts[&(org, version)]
+        };
+        let all = places.len() as u64;
+        assert_eq!(count(u64::MAX), (all, 3 << 20), "all of one file");
+        let (first, over_edges, later) = (window as u64, 1 + 21, window as u64 + 22);
+        assert_eq!(count(window as u64), (all, first + over_edges + later));
     }
 }

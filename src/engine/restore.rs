@@ -58,13 +58,19 @@ mod begun {
 
     impl Engine {
         /// Notes the key of a backup before anything is sealed under it, so that no org gets it.
-        pub(crate) fn admit_backup_key(&self, key: Fingerprint) -> Result<()> {
+        pub(crate) fn begin_backup(
+            &self,
+            backup: BackupId,
+            key: Fingerprint,
+            only: &[String],
+        ) -> Result<()> {
             self.check_open()?;
-            let known = self.with_keyring(|keyring| keyring.backup_keys.contains(&key));
-            if known {
-                return Ok(());
-            }
-            self.change(None, |keyring, _| keyring.add_backup_key(key).map(drop))
+            self.change(None, |keyring, drafts| {
+                keyring.add_backup_key(key)?;
+                let event = AuditEvent::BackupBegun { backup, only: only.to_vec() };
+                drafts.push(Draft { fingerprint: Some(key), ..Draft::new(event) });
+                Ok(())
+            })
         }
 
         /// Makes the orgs of `histories`, each under the key given for it or a new platform key,

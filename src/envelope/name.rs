@@ -11,8 +11,9 @@ use zeroize::Zeroizing;
 use crate::id::{KeyVersion, OrgId};
 use crate::material::KeyMaterial;
 
-/// Most segments of a blinded name.
-pub(crate) const MAX_SEGMENTS: usize = 128;
+/// Segments of a record's name (what stands between two `/`) in an org with blinded names: at most
+/// 128.
+pub const MAX_NAME_SEGMENTS: usize = 128;
 
 const AD_LABEL: &[u8] = b"byokv name v1";
 const KEY_LABEL: &[u8] = b"byokv names v1";
@@ -54,7 +55,7 @@ impl NameKey {
         Self { start, key: material.derive_pair(&[KEY_LABEL, &start]) }
     }
 
-    /// The storage key of `name`, which has at most [`MAX_SEGMENTS`].
+    /// The storage key of `name`, which has at most [`MAX_NAME_SEGMENTS`].
     pub(crate) fn seal(&self, name: &[u8]) -> Vec<u8> {
         self.seal_segments(name.len(), name.split(is_slash))
     }
@@ -63,7 +64,7 @@ impl NameKey {
     /// whole segments of it tell: a name that starts with `a/b/c` is found below `a/b`.
     pub(crate) fn seal_parent(&self, prefix: &[u8]) -> Vec<u8> {
         let whole = prefix.iter().rposition(is_slash);
-        let parents = whole.map(|end| prefix[..end].split(is_slash).take(MAX_SEGMENTS));
+        let parents = whole.map(|end| prefix[..end].split(is_slash).take(MAX_NAME_SEGMENTS));
         self.seal_segments(prefix.len(), parents.into_iter().flatten())
     }
 

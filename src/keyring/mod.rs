@@ -332,6 +332,14 @@ impl OrgEntry {
         self.suite_before.is_some() || !self.leaving().is_empty()
     }
 
+    /// Likewise, without those that are only held: none of their records is left.
+    pub(crate) fn is_rewriting(&self) -> bool {
+        let newest = self.newest().version;
+        let rewritten = |v: &VersionEntry| v.state == KeyState::Retired || v.held.is_some();
+        let mut older = self.versions.iter().filter(|v| v.version != newest);
+        self.suite_before.is_some() || !older.all(rewritten)
+    }
+
     pub(crate) fn change_suite(&mut self, suite: Suite) -> Result<Suite> {
         if self.suite == suite {
             return Err(self.conflict("it has this suite already"));

@@ -168,7 +168,9 @@ impl OrgPolicy {
 
     /// A key is due to be rotated once it is this old, by this machine's clock. A platform key
     /// then rotates by itself; for a customer's key an event is raised, and its status says so
-    /// until a new one comes. At least 1 second. Default never.
+    /// until a new one comes. The same is said of a platform key while records are still rewritten
+    /// under it, or wait for that; it rotates once they are. Older keys that are only held do not
+    /// keep it waiting. At least 1 second. Default never.
     #[must_use]
     pub fn with_rotation_after_age(mut self, age: Duration) -> Self {
         self.rotate_after.age = Some(age);

@@ -17,13 +17,17 @@ use crate::material::KeyMaterial;
 #[derive(Clone, Copy)]
 struct Found {
     version: KeyVersion,
-    origin: Origin,
+    /// A new key is made for it now.
+    rotates: bool,
     why: Due,
 }
 
 impl Rotations {
     /// Looks at every org whose policy sets a limit. Short if nothing is due. One org's failure
     /// keeps no other from its turn; gives the first.
+    ///
+    /// What is due while records are rewritten, or wait for that (a pause, a suspended key), is
+    /// noted, and rotates once they are: else keys would pile up as long as that lasts.
     pub(crate) fn rotate_due(self: &Rotations) -> Result<()> {
         let limited: Vec<String> = self.engine.with_keyring(|keyring| {
             let limited = |org: &&OrgEntry| {
@@ -31,8 +35,7 @@ impl Rotations {
                 org.policy.rotate_after().is_some()
                     && org.erasure.is_none()
                     && newest.state == KeyState::Active
-                    && newest.due.is_none()
-                    && !org.is_rotating()
+                    && (newest.due.is_none() || rotates(org))
             };
             keyring.orgs.iter().filter(limited).map(|org| org.name.clone()).collect()
         });
@@ -52,8 +55,8 @@ impl Rotations {
     }
 
     fn act(&self, org: &Arc<OrgState>, found: Found) -> Result<()> {
-        match found.origin {
-            Origin::Platform => {
+        match found.rotates {
+            true => {
                 let material = KeyMaterial::generate()?;
                 let note =
                     |entry: &mut OrgEntry, drafts: &mut Vec<Draft>| note(org, found, entry, drafts);
@@ -61,7 +64,7 @@ impl Rotations {
                 self.wake(org);
                 Ok(())
             }
-            Origin::Customer => self.engine.change(None, |keyring, drafts| {
+            false => self.engine.change(None, |keyring, drafts| {
                 note(org, found, keyring.org_mut(org.id, &org.name)?, drafts)
             }),
         }
@@ -69,14 +72,19 @@ impl Rotations {
 }
 
 fn due(engine: &Engine, org: &OrgState) -> Option<Found> {
-    let (rotate_after, created, version, origin) = engine.with_keyring(|keyring| {
+    let (rotate_after, created, version, rotates) = engine.with_keyring(|keyring| {
         let entry = keyring.entry(org.id)?;
         let newest = entry.newest();
-        Some((entry.policy.rotate_after(), newest.created, newest.version, newest.origin))
+        Some((entry.policy.rotate_after(), newest.created, newest.version, rotates(entry)))
     })?;
     let (records, bytes) = org.gate.snapshot().slot(version)?.counters.usage.read();
     let age = Duration::from_millis(now_unix_ms().saturating_sub(created));
-    Some(Found { version, origin, why: rotate_after.due(age, records, bytes)? })
+    Some(Found { version, rotates, why: rotate_after.due(age, records, bytes)? })
+}
+
+/// Whether its newest key gives way by itself.
+fn rotates(org: &OrgEntry) -> bool {
+    org.newest().origin == Origin::Platform && !org.is_rewriting()
 }
 
 /// Once for each key: in the audit log, and in its status until a new key comes.
@@ -84,6 +92,9 @@ fn note(org: &OrgState, found: Found, entry: &mut OrgEntry, drafts: &mut Vec<Dra
     let Found { version, why, .. } = found;
     if entry.newest().version != version {
         return Err(entry.conflict("another key was installed meanwhile"));
+    }
+    if entry.newest().due.is_some() {
+        return Ok(());
     }
     let fingerprint = entry.newest().fingerprint;
     entry.note(version, |v| v.due = Some((now_unix_ms(), why)))?;

@@ -7,13 +7,15 @@ use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms}
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
+use crate::id::OrgId;
 use crate::keyring::{Erasure, Owed};
 use crate::storage::{Key, Space, Write};
 
 /// The deletion of one org's records, under way.
 pub(super) struct Deletion {
     cursor: Cursor,
-    pub(super) deleted: u64,
+    /// Over all restarts, once it is read how many there were before.
+    deleted: Option<u64>,
 }
 
 impl Deletion {
@@ -21,18 +23,38 @@ impl Deletion {
     const STEP: usize = 512;
 
     pub(super) fn new(org: &OrgState) -> Self {
-        Self { cursor: Cursor::new(org.id), deleted: 0 }
+        Self { cursor: Cursor::new(org.id), deleted: None }
+    }
+
+    pub(super) fn deleted(&self) -> u64 {
+        self.deleted.unwrap_or_default()
     }
 
     /// Deletes the next records; `false` once none is left and that is certified.
     pub(super) fn step(&mut self, engine: &Engine, org: &OrgState) -> Result<bool> {
+        let counted = deleted_key(org.id);
+        let mut deleted = match self.deleted {
+            Some(deleted) => deleted,
+            None => {
+                let stored = engine.storage.get(Space::System, &counted)?;
+                stored.and_then(|stored| engine.notary.open(&counted, &stored)).unwrap_or_default()
+            }
+        };
+        self.deleted = Some(deleted);
         let records = self.cursor.chunk(engine, Self::STEP)?;
         if !records.is_empty() {
             let count = records.len() as u64;
             let delete = |(key, _): (Key, _)| Write { key: key.to_vec(), value: None };
             engine.storage.apply(Space::Records, records.into_iter().map(delete).collect())?;
             engine.written();
-            self.deleted += count;
+            deleted += count;
+            self.deleted = Some(deleted);
+            // Only a figure for the certificate hangs on it.
+            let noted = engine.notary.seal(&counted, &deleted);
+            let noted = noted.and_then(|v| engine.storage.put(Space::System, &counted, Some(v)));
+            if let Err(error) = noted {
+                tracing::warn!(org = %org.name, %error, "progress not noted");
+            }
             failpoint::reach("erase.deleted", &org.name);
             return Ok(true);
         }
@@ -43,6 +65,7 @@ impl Deletion {
         failpoint::reach("erase.counted", &org.name);
         engine.sync()?;
         self.certify(engine, org)?;
+        engine.storage.put(Space::System, &counted, None)?;
         Ok(false)
     }
 
@@ -65,7 +88,7 @@ impl Deletion {
                 successor: newest.version,
                 records_rewritten: 0,
                 records_verified: 0,
-                records_deleted: self.deleted,
+                records_deleted: self.deleted(),
                 records_left: 0,
                 at_unix_ms: now_unix_ms(),
                 keyring_generation: generation,
@@ -77,9 +100,13 @@ impl Deletion {
             drafts.push(Draft::new(AuditEvent::OrgErased).org(&org.name, org.id));
             Ok(())
         })?;
-        tracing::info!(org = %org.name, records = self.deleted, "org erased");
+        tracing::info!(org = %org.name, records = self.deleted(), "org erased");
         Ok(())
     }
+}
+
+fn deleted_key(org: OrgId) -> Vec<u8> {
+    [b"erasure/", &org.as_bytes()[..]].concat()
 }
 
 #[cfg(test)]
@@ -108,6 +135,6 @@ mod tests {
         assert_eq!(HeaderCount::run(&engine, &org).unwrap().total(), 0);
         assert!(!deletion.step(&engine, &org).unwrap());
         assert_eq!(erasure(), Some(Erasure::RecordsDeleted));
-        assert_eq!(deletion.deleted, 3);
+        assert_eq!(deletion.deleted(), 3);
     }
 }

@@ -163,7 +163,7 @@ impl Task {
             }
             Stage::Erasing(deletion) => {
                 if !deletion.step(engine, &self.org)? {
-                    self.stage = Stage::Done { records: deletion.deleted };
+                    self.stage = Stage::Done { records: deletion.deleted() };
                 }
                 Ok(Step::Went)
             }
@@ -411,7 +411,7 @@ impl Task {
             }
             Stage::Erasing(deletion) => {
                 progress.phase = Phase::Erasing;
-                progress.scanned = deletion.deleted;
+                progress.scanned = deletion.deleted();
             }
             Stage::Waiting { why, .. } => {
                 progress.phase = Phase::Waiting;

@@ -93,8 +93,10 @@ impl<'a> Backup<'a> {
         self.only.is_empty() || self.only.iter().any(|only| *org.name == **only)
     }
 
-    /// Writes the backup. What is written can be restored only if this returns `Ok`; whether it
-    /// is durable is up to `to`. Writes to the store go on, and never wait for `to`.
+    /// Writes the backup. Believe in what is written only if this returns `Ok`; whether it is
+    /// durable is up to `to`. Writes to the store go on, and never wait for `to`. That it was begun is
+    /// audited before anything is written, and that it was made when all is: if that fails, or
+    /// the process is killed before it, what was written can be restored all the same.
     ///
     /// # Errors
     /// [`Error::KeyReused`] if the backup key is or was an org's key or a root key;
@@ -106,7 +108,7 @@ impl<'a> Backup<'a> {
         for org in &self.only {
             self.engine.org(org)?;
         }
-        self.engine.admit_backup_key(head.key)?;
+        self.engine.begin_backup(head.id, head.key, &self.only)?;
         let sealer = Sealer::new(to, self.key, head)?;
         let (engine, key) = (self.engine, head.key);
         let whole_store = self.only.is_empty();
@@ -118,11 +120,12 @@ impl<'a> Backup<'a> {
             pending: Vec::new(),
             left_out: Vec::new(),
             unreadable: Vec::new(),
+            skipped: HashSet::new(),
+            unnamed: 0,
         };
-        let contents = making.run(head)?;
+        let (contents, unreadable) = making.run(head)?;
         let orgs = contents.orgs.iter().map(|org| (org.name.clone(), org.id)).collect();
         let left_out = contents.left_out.len() as u64;
-        let unreadable = contents.unreadable.len() as u64;
         let event =
             AuditEvent::BackupMade { backup: head.id, whole_store, orgs, left_out, unreadable };
         engine.audit_backup(event, key)?;
@@ -149,6 +152,9 @@ struct Making<'a, W> {
     pending: Vec<(usize, Arc<[u8]>)>,
     left_out: Vec<LeftOutOrg>,
     unreadable: Vec<UnreadableRecord>,
+    /// Records that do not open, by org and printed name, and how many have no name that opens.
+    skipped: HashSet<(usize, String)>,
+    unnamed: u64,
 }
 
 /// The end of a backup, taken at one moment.
@@ -158,7 +164,8 @@ struct Last {
 }
 
 impl<W: Write> Making<'_, W> {
-    fn run(mut self, head: Head) -> Result<BackupContents> {
+    /// The contents, and how many records were left out.
+    fn run(mut self, head: Head) -> Result<(BackupContents, u64)> {
         let Limits { rounds, few, .. } = self.plan.limits;
         for round in 1..=rounds {
             self.take_up()?;
@@ -207,6 +214,12 @@ impl<W: Write> Making<'_, W> {
                 let name = match name {
                     Err(Error::RecordDamaged { name, why, .. }) => {
                         self.skip(part, name, why);
+                        continue;
+                    }
+                    // Blinded under it: nobody can say what it is called, or ask for it.
+                    Err(error @ Error::KeyRetired { .. }) => {
+                        self.unnamed += 1;
+                        self.note(part, "(blinded)".to_owned(), error.to_string());
                         continue;
                     }
                     name => name?,
@@ -259,7 +272,7 @@ impl<W: Write> Making<'_, W> {
         })
     }
 
-    fn end(mut self, head: Head, last: Last) -> Result<BackupContents> {
+    fn end(mut self, head: Head, last: Last) -> Result<(BackupContents, u64)> {
         let Last { records, mut manifest } = last;
         for (part, name, value) in records {
             self.put(part, &name, value.as_deref())?;
@@ -269,7 +282,8 @@ impl<W: Write> Making<'_, W> {
         }
         manifest.unreadable = self.unreadable;
         self.sealer.end(&manifest)?;
-        Ok(BackupContents::new(head, &manifest))
+        let unreadable = self.skipped.len() as u64 + self.unnamed;
+        Ok((BackupContents::new(head, &manifest), unreadable))
     }
 
     /// What the keyring says at this moment; the counts come later.
@@ -337,12 +351,18 @@ impl<W: Write> Making<'_, W> {
             && matches!(error, Error::RecordDamaged { .. } | Error::KeyRetired { .. })
     }
 
+    /// Once, however often it is read.
     fn skip(&mut self, part: usize, name: String, why: String) {
+        if self.skipped.insert((part, name.clone())) {
+            self.note(part, name, why);
+        }
+    }
+
+    fn note(&mut self, part: usize, name: String, why: String) {
         const MOST: usize = 1000;
 
-        let org = self.parts[part].org.name().to_owned();
-        let known = |seen: &UnreadableRecord| seen.org == org && seen.name == name;
-        if self.unreadable.len() < MOST && !self.unreadable.iter().any(known) {
+        if self.unreadable.len() < MOST {
+            let org = self.parts[part].org.name().to_owned();
             self.unreadable.push(UnreadableRecord { org, name, why });
         }
     }

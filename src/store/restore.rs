@@ -88,7 +88,9 @@ impl<'a> Restore<'a> {
     ///
     /// All orgs appear together, when all of their records are durable. If this fails or the
     /// process is killed before, none of them is ever seen, their keys are destroyed, and what
-    /// was written of them is deleted in the background: now or from the next open on.
+    /// was written of them is deleted in the background: now or from the next open on. But where it
+    /// fails with [`Error::SyncFailed`] or [`Error::WriteFailed`], nobody knows what the disk has kept:
+    /// the next open finds all of the orgs, or none.
     ///
     /// # Errors
     /// [`Error::Backup`] with what is wrong with the backup; [`Error::OrgExists`] if the store
@@ -196,10 +198,15 @@ impl<'a> Restore<'a> {
 
     /// Destroys the keys of what was begun, and has the rest deleted.
     fn give_up(&self, states: &[Arc<OrgState>], error: Error) -> Error {
-        tracing::warn!(%error, "a restore failed; what it wrote is erased");
+        if self.engine.check_writable().is_ok() {
+            tracing::warn!(%error, "a restore failed; what it wrote is erased");
+        }
         match self.engine.abandon_restore(states) {
             Ok(()) => states.iter().for_each(|org| self.rotations.erase(org)),
-            Err(error) => tracing::warn!(%error, "it is erased at the next open"),
+            Err(error) => tracing::warn!(
+                %error,
+                "a restore failed; the next open finds all of its orgs, or erases what it wrote"
+            ),
         }
         error
     }

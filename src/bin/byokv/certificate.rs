@@ -174,6 +174,9 @@ fn verify(ui: Ui, all: impl Iterator<Item = byokv::Result<Certificate>>) -> Resu
 fn is_about(entry: &AuditEntry, org: &str) -> bool {
     match &entry.event {
         AuditEvent::BackupMade { orgs, .. } => orgs.iter().any(|(name, _)| name == org),
+        AuditEvent::BackupBegun { only, .. } => {
+            only.is_empty() || only.iter().any(|name| name == org)
+        }
         _ => entry.org.as_ref().is_some_and(|(name, _)| name == org),
     }
 }

@@ -113,8 +113,10 @@ fn space(report: &mut Report, data: &Path) {
     // `db`, or `db.N` once residue was erased.
     let databases = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("db"));
     let files = databases
-        .flat_map(|entry| fs::read_dir(entry.path()).into_iter().flatten())
-        .filter_map(io::Result::ok);
+        .flat_map(|entry| [entry.path(), entry.path().join("blobs")])
+        .flat_map(|dir| fs::read_dir(dir).into_iter().flatten())
+        .filter_map(io::Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
     let used: u64 = files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
     match rustix::fs::statvfs(data) {
         Ok(disk) => {

@@ -35,11 +35,14 @@ impl Failure {
             Self::Store(error) => match error {
                 Error::InvalidOrgName { .. }
                 | Error::NameLength { .. }
+                | Error::NameDepth { .. }
+                | Error::SuiteNotApproved { .. }
                 | Error::ValueTooLarge { .. }
                 | Error::InvalidOption { .. } => 2,
                 Error::StoreLocked { .. } => 3,
                 Error::OrgUnknown { .. } | Error::Backup(BackupError::OrgMissing { .. }) => 4,
                 Error::NotEntitled { .. } | Error::Backup(BackupError::OtherKey { .. }) => 5,
+                Error::FipsModuleMissing => 1,
                 error if error.is_invalid_input() || error.is_key_unavailable() => 5,
                 error if error.is_damage() || error.is_rollback() => 6,
                 _ => 1,
@@ -82,11 +85,14 @@ impl Failure {
                 Error::Io { .. } => "io",
                 Error::StorageDamaged { .. } => "storage_damaged",
                 Error::NameLength { .. } => "name_length",
+                Error::NameDepth { .. } => "name_depth",
                 Error::ValueTooLarge { .. } => "value_too_large",
                 Error::InvalidOption { .. } => "invalid_option",
                 Error::CertificateInvalid { .. } => "certificate_invalid",
                 Error::AuditBroken { .. } => "audit_broken",
                 Error::RandomUnavailable { .. } => "random_unavailable",
+                Error::SuiteNotApproved { .. } => "suite_not_approved",
+                Error::FipsModuleMissing => "fips_module_missing",
                 Error::MemoryNotLocked { .. } => "memory_not_locked",
                 Error::Bug { .. } => "bug",
                 Error::OrgErased { .. } => "org_erased",

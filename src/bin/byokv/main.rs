@@ -145,13 +145,16 @@ struct Context {
 }
 
 fn main() -> ExitCode {
-    // Keys would stand in them. Where there are no such limits there is nothing to forbid.
-    let _ = byokv::process::forbid_core_dumps();
+    // Keys would stand in them.
+    let forbidden = byokv::process::forbid_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     let ui = Ui { json: cli.global.json, quiet: cli.global.quiet };
+    if let Err(error) = forbidden {
+        ui.warn(format_args!("a crash may leave keys in a core dump: {error}"));
+    }
     let context = Context { global: cli.global, ui };
     match run(&context, cli.command) {
         Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,

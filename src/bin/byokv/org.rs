@@ -63,13 +63,14 @@ pub(super) struct Policy {
     /// such as `7d`
     #[arg(long, value_name = "WHEN", value_parser = retire)]
     retire: Option<RetirePolicy>,
-    /// Rotate a key once it is this old, such as `90d`
+    /// A key is due once it is this old, such as `90d`: a platform key rotates then, a customer's
+    /// is said to be due
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     rotate_after_age: Option<Duration>,
-    /// Rotate a key once it has sealed so many records
+    /// Likewise, once it has sealed so many records
     #[arg(long, value_name = "RECORDS")]
     rotate_after_records: Option<u64>,
-    /// Rotate a key once it has sealed so many bytes
+    /// Likewise, once it has sealed so many bytes
     #[arg(long, value_name = "BYTES")]
     rotate_after_bytes: Option<u64>,
     /// Never rotate a key by itself

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byokv::{MAX_NAME_LEN, MAX_VALUE_LEN, Org};
+use byokv::{MAX_NAME_LEN, MAX_NAME_SEGMENTS, MAX_VALUE_LEN, NamePolicy, Org};
 use clap::{Args, ValueEnum};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -111,6 +111,13 @@ impl Import {
         drop(content);
         context.with_store(|store| {
             let org = store.org(&self.org)?;
+            if store.keys().status(&self.org)?.policy.names() == NamePolicy::Blinded {
+                let of = |(name, _): &(Vec<u8>, _)| name.split(|byte| *byte == b'/').count();
+                if let Some(segments) = records.iter().map(of).find(|n| *n > MAX_NAME_SEGMENTS) {
+                    let limit = MAX_NAME_SEGMENTS;
+                    return Err(byokv::Error::NameDepth { segments, limit }.into());
+                }
+            }
             let (mut written, bar) = (0, context.ui.bar());
             write(&org, &records, &mut written, &bar).and_then(|()| store.sync()).map_err(|error| {
                 let of = ui::records(records.len() as u64);

@@ -40,6 +40,7 @@ struct Findings {
 impl Verify {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
+        let mut missing = None;
         let faults = context.with_store(|store| {
             let orgs = match &self.org {
                 Some(org) => vec![store.org(org)?],
@@ -55,17 +56,21 @@ impl Verify {
                     findings.open(ui, org, records)?;
                 }
             }
-            findings.print(ui, self.deep)?;
-            if self.deep && findings.faults.is_empty() {
+            if self.deep {
                 // What is missing has no header to look at.
-                store.verify()?;
+                missing = store.verify().err();
             }
+            findings.print(ui, self.deep, missing.is_some())?;
             Ok(findings.faults.len())
         })?;
-        match faults {
-            0 => Ok(()),
-            1 => Err(Failure::Fault("1 fault found".to_owned())),
-            _ => Err(Failure::Fault(format!("{faults} faults found"))),
+        match (faults, missing) {
+            (0, None) => Ok(()),
+            (0, Some(missing)) => Err(missing.into()),
+            (1, None) => Err(Failure::Fault("1 fault found".to_owned())),
+            (_, None) => Err(Failure::Fault(format!("{faults} faults found"))),
+            (_, Some(missing)) => {
+                Err(Failure::Fault(format!("{faults} faults found, and {missing}")))
+            }
         }
     }
 }
@@ -152,7 +157,7 @@ impl Findings {
         Ok(())
     }
 
-    fn print(&self, ui: Ui, deep: bool) -> Result {
+    fn print(&self, ui: Ui, deep: bool, is_missing: bool) -> Result {
         if ui.json {
             let faults = self.faults.iter().map(|(org, record, why)| {
                 let record = record.as_deref().map(ui::visible);
@@ -178,7 +183,7 @@ impl Findings {
             let many = ui::records(self.withheld);
             ui::line(format_args!("{many} under suspended keys, not checked"))?;
         }
-        if self.faults.is_empty() {
+        if self.faults.is_empty() && !is_missing {
             let how = match deep {
                 true => format!("{} opened, no fault", ui::records(self.opened)),
                 false => "no fault in any header".to_owned(),

@@ -71,6 +71,31 @@ fn the_last_millisecond_and_the_one_after() {
     assert_eq!(expired_in_audit(&engine), [token.id()]);
 }
 
+/// Whoever sees a token can seal such a key under it: where another one is expected, they must not be
+/// able to spend it.
+#[test]
+fn a_key_that_is_not_random_spends_the_token_only_where_none_is_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir.path().join("data"));
+    let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    let token = made(&engine, 0);
+    let weak = token.seal(&KeyMaterial::take(&mut [1; 32])).unwrap();
+    let announced = key();
+    let expected = Some(announced.fingerprint());
+    let refused = engine.provision_sealed(&org, &weak, expected);
+    assert!(matches!(refused, Err(Error::KeyMaterial(_))), "{refused:?}");
+    assert!(is_live(&engine, token.id()));
+    let audited = engine.with_keyring(|k| k.audit_entries);
+    engine.provision_sealed(&org, &weak, expected).unwrap_err();
+    assert_eq!(engine.with_keyring(|k| k.audit_entries), audited + 1);
+    engine.provision_sealed(&org, &token.seal(&announced).unwrap(), expected).unwrap();
+    let token = made(&engine, 0);
+    let weak = token.seal(&KeyMaterial::take(&mut [1; 32])).unwrap();
+    let refused = engine.provision_sealed(&org, &weak, None);
+    assert!(matches!(refused, Err(Error::Import(ImportError::NotRandom(_)))), "{refused:?}");
+    assert!(!is_live(&engine, token.id()));
+}
+
 #[test]
 fn looking_changes_nothing_while_nothing_has_expired() {
     let dir = tempfile::tempdir().unwrap();

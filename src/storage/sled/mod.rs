@@ -82,6 +82,13 @@ impl SledStorage {
         })))
     }
 
+    /// Bytes of the pieces that a file of a database consists of, over whose ends no value lies;
+    /// `None` for a file that is one piece.
+    pub(crate) fn piece_of(file: &Path) -> Option<u64> {
+        let dir = file.parent().filter(|_| file.file_name().is_some_and(|name| name == "db"))?;
+        settings::noted_size(dir).ok()?.map(|size| size as u64)
+    }
+
     /// Whether what was found at opening is what was left.
     pub(crate) fn was_whole(&self) -> bool {
         self.0.found.is_whole

@@ -15,13 +15,8 @@ use std::path::Path;
 /// before anything that reads the log.
 pub(super) fn segment_size(dir: &Path, fresh: usize) -> io::Result<Option<usize>> {
     let path = dir.join("conf");
-    let size = match fs::read(&path) {
-        Ok(bytes) => noted(&bytes),
-        Err(e) if e.kind() == ErrorKind::NotFound => None,
-        Err(e) => return Err(e),
-    };
-    if size.is_some() {
-        return Ok(size);
+    if let Some(size) = noted_size(dir)? {
+        return Ok(Some(size));
     }
     if holds_something(&dir.join("db"))? {
         return Ok(None);
@@ -34,6 +29,15 @@ pub(super) fn segment_size(dir: &Path, fresh: usize) -> io::Result<Option<usize>
     fs::rename(new, path)?;
     File::open(dir)?.sync_all()?;
     Ok(Some(fresh))
+}
+
+/// Likewise, where nothing is to be made.
+pub(super) fn noted_size(dir: &Path) -> io::Result<Option<usize>> {
+    match fs::read(dir.join("conf")) {
+        Ok(bytes) => Ok(noted(&bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 fn settings(segment_size: usize) -> Vec<u8> {
