@@ -137,15 +137,26 @@ fn exchange(new: &Path, path: &Path) -> io::Result<()> {
 
     match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(()),
-        // The file system cannot exchange: the old bytes go unoverwritten.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(new, path),
+        // The file system cannot exchange.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => rename(new, path),
         Err(e) => Err(e.into()),
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 fn exchange(new: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(new, path)
+    rename(new, path)
+}
+
+/// The old bytes go unoverwritten: nothing leads to them any more.
+fn rename(new: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(new, path)?;
+    tracing::warn!(
+        path = %path.display(),
+        "this file system cannot exchange two files: what the old one held, keys wrapped by the \
+         root key, stays on the disk until its space is used again"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

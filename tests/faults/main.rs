@@ -229,22 +229,37 @@ fn each_failing_call_is_an_error_and_loses_nothing() {
 /// the test says which it was.
 #[test]
 fn a_full_disk_stops_writes_and_loses_nothing() {
+    fill("to the end");
+}
+
+/// Only the store writes: it refuses before sled meets the full disk, and so need not be opened again.
+#[test]
+fn a_disk_that_is_full_but_for_the_reserve_is_gone_on_with() {
+    fill("to the reserve");
+}
+
+fn fill(how: &str) {
     let place = Place::new();
     let disk = place.dir.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
     let mounted = Mounted::new(&disk);
+    if mounted.0.is_none() && how != "to the end" {
+        println!("torture: full disk, {how}: not tried, no tmpfs may be mounted");
+        return;
+    }
     let mut command = recorder::child("child_fills", &disk);
     command.env("BYOKV_CHILD", &disk).env("BYOKV_CHILD_ROOT", key_text());
+    command.env("BYOKV_CHILD_FILL", how);
     command.env("BYOKV_CHILD_MOUNTED", if mounted.0.is_some() { "yes" } else { "no" });
     let (status, out, err) = ended(run(&mut command), Duration::from_secs(120));
     assert_eq!(status, Some(true), "{out}\n{err}");
-    let how = if mounted.0.is_some() {
+    let disk = if mounted.0.is_some() {
         "a tmpfs of 64 MiB"
     } else {
         "played by the recorder: no tmpfs may be mounted"
     };
     let told = out.lines().find_map(|line| line.strip_prefix("told ")).unwrap_or_default();
-    println!("torture: full disk ({how}): {told}, 0 lost");
+    println!("torture: full disk ({disk}, {how}): {told}, 0 lost");
 }
 
 /// Not a test of its own: the process whose disk is full.
@@ -252,7 +267,8 @@ fn a_full_disk_stops_writes_and_loses_nothing() {
 fn child_fills() {
     let Some(dir) = std::env::var_os("BYOKV_CHILD") else { return };
     let mounted = std::env::var("BYOKV_CHILD_MOUNTED").unwrap() == "yes";
-    full::run(Path::new(&dir), &std::env::var("BYOKV_CHILD_ROOT").unwrap(), mounted);
+    let to_the_end = std::env::var("BYOKV_CHILD_FILL").unwrap() == "to the end";
+    full::run(Path::new(&dir), &std::env::var("BYOKV_CHILD_ROOT").unwrap(), mounted, to_the_end);
 }
 
 /// A small disk, gone when dropped.

@@ -320,10 +320,15 @@ impl Database {
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
     /// `pagecache/iobuf.rs`), so the files are synced too.
     pub(super) fn sync(&self) -> Result<()> {
+        /// Far above what a disk takes to take some MiB.
+        const LONGEST: Duration = Duration::from_secs(120);
+
         self.check_writable()?;
-        self.keeper.sync(|| {
+        let write = || {
             self.writing("writing", || self.system.insert(OPENED_KEY, another_value()).map(drop))
-        })
+        };
+        let reached = || self.db.context.pagecache.log.stable_offset();
+        self.keeper.sync(write, reached, LONGEST)
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {

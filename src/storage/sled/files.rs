@@ -88,7 +88,10 @@ impl Files {
     /// be durable.
     pub(super) fn note_failed(&self, error: &Error) {
         self.failed.store(true, Ordering::Release);
-        let why = error.to_string();
+        let why = match error {
+            Error::DiskFull { during } => format!("the disk is full while {during}"),
+            error => error.to_string(),
+        };
         tracing::error!(why, "a write failed; no more writes are taken");
         self.stop_writing(Error::WriteFailed { why });
     }

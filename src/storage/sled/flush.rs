@@ -62,6 +62,10 @@ impl Flushes {
         Ok(InBatch(self))
     }
 
+    pub(super) fn is_flushing(&self) -> bool {
+        self.state().flushing
+    }
+
     /// [`flush`], while no batch is under way: sled flushes half a batch, and waits for the rest.
     /// For one thread at a time.
     pub(super) fn flush(&self, db: &sled::Db) -> sled::Result<()> {

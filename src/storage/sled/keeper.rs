@@ -133,10 +133,18 @@ impl Keeper {
         }
     }
 
-    /// Returns when all that was written before is durable. `write` writes something to sled.
-    pub(super) fn sync(&self, write: impl Fn() -> Result<()>) -> Result<()> {
+    /// Returns when all that was written before is durable. `write` writes something to sled,
+    /// `reached` tells how far its log is written: a flush during which that stands still for
+    /// `longest` waits for what never comes, as where a thread of sled's has ended in the middle.
+    pub(super) fn sync(
+        &self,
+        write: impl Fn() -> Result<()>,
+        reached: impl Fn() -> i64,
+        longest: Duration,
+    ) -> Result<()> {
         let (reply, answer) = channel::bounded(1);
         self.ask(Ask::Sync(reply));
+        let mut seen = (reached(), Instant::now());
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(outcome) => return outcome,
@@ -150,6 +158,13 @@ impl Keeper {
                     // Not every failure of sled's wakes those who wait for a flush; the next
                     // write does.
                     write()?;
+                    let now = reached();
+                    if now != seen.0 || !self.flushes.is_flushing() {
+                        seen = (now, Instant::now());
+                    } else if seen.1.elapsed() > longest {
+                        let why = format!("sled has not written its log for {longest:?}");
+                        return Err(self.files.stop_writing(Error::SyncFailed { why }));
+                    }
                 }
             }
         }
@@ -394,6 +409,23 @@ mod tests {
         let open = || Ok((sled::Config::new().path(dir.path()).open().unwrap(), Panics));
         let started = Keeper::start(files, 512 << 10, open);
         assert!(matches!(started, Err(Error::Io { .. })));
+    }
+
+    /// Nobody waits for ever for a flush that does not end.
+    #[test]
+    fn a_flush_that_stands_still_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Arc::new(Files::open(dir.path()).unwrap());
+        let open = || Ok((sled::Config::new().path(dir.path()).open().unwrap(), ()));
+        let ((), keeper) = Keeper::start(Arc::clone(&files), 512 << 10, open).unwrap();
+        let batch = keeper.flushes.begin_batch(&files).unwrap();
+        let reached = AtomicU64::new(0);
+        let moves = || i64::try_from(reached.fetch_add(1, Ordering::Relaxed)).unwrap().min(3);
+        let synced = keeper.sync(|| Ok(()), moves, LOOK);
+        assert!(matches!(synced, Err(Error::SyncFailed { .. })), "{synced:?}");
+        assert!(reached.into_inner() > 4, "it moved at first");
+        assert!(files.check_writable().is_err());
+        drop(batch);
     }
 
     /// The collector is the process's: whoever else uses it must not wait for our next write.
