@@ -84,7 +84,7 @@ pub(crate) fn run(dir: &Path, root: &str, mounted: bool, to_the_end: bool) {
     }
     // As the recorder plays it, sled meets the full disk itself: it may not read everything then.
     if mounted {
-        resumed.unwrap();
+        resumed.as_ref().unwrap();
         check(&org, &acknowledged, to_the_end);
         waits(&rotation);
     }
@@ -112,6 +112,10 @@ pub(crate) fn run(dir: &Path, root: &str, mounted: bool, to_the_end: bool) {
         std::thread::park_timeout(Duration::from_millis(50));
     }
     for rotation in store.keys().rotations().unwrap() {
+        // Where even that could not be written.
+        if resumed.is_err() {
+            rotation.resume().unwrap();
+        }
         rotation.ended();
     }
     let org = store.org("acme").unwrap();
