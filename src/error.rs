@@ -258,11 +258,11 @@ pub enum Error {
         why: String,
     },
     /// The disk refused a write of the database's. Its buffers may wait for that for ever: the
-    /// store takes no more writes.
+    /// store takes no more writes, and may stay locked until its process has ended.
     #[error(
         "the disk refused a write ({why}); what was acknowledged as durable before is safe, later \
          writes may be lost; the store can be read but takes no more writes; see to the disk, \
-         then close the store and open it again"
+         then close the store and open it again, in a new process if it stays locked"
     )]
     WriteFailed {
         /// The first failure.
