@@ -117,8 +117,9 @@ fn work(store: &Store, said: &str, seed: u64) {
         scope.spawn(|| {
             loop {
                 let syncs = || store.metrics().unwrap().syncs;
-                let before = syncs();
                 tell(&ids, "synced", |_| {
+                    // Once it is said that this starts: what comes before that must be covered.
+                    let before = syncs();
                     while syncs() < before + 2 {
                         std::thread::park_timeout(Duration::from_millis(5));
                     }
