@@ -342,6 +342,12 @@ impl<W: Write> Making<'_, W> {
                 self.skip(part, printable(name), error.to_string());
                 Ok(None)
             }
+            // It was written anew since, or deleted.
+            Ok(value) if self.skipped.remove(&(part, printable(name))) => {
+                let (org, name) = (self.parts[part].org.name(), printable(name));
+                self.unreadable.retain(|record| (&*record.org, &record.name) != (org, &name));
+                Ok(value)
+            }
             read => read,
         }
     }

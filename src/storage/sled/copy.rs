@@ -48,11 +48,16 @@ impl<'a> Copy<'a> {
             bytes += key.len() + value.len();
             batch.insert(key, value);
             if bytes >= PIECE {
-                self.new.apply_raw(space, std::mem::take(&mut batch), (bytes, false))?;
+                self.put(space, std::mem::take(&mut batch), bytes)?;
                 bytes = 0;
             }
         }
-        self.new.apply_raw(space, batch, (bytes, false))
+        self.put(space, batch, bytes)
+    }
+
+    fn put(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
+        self.new.admit(bytes, false)?;
+        self.new.apply_raw(space, batch, &self.new.begin_batch()?)
     }
 
     fn copy_noted(&self) -> Result<usize> {
@@ -68,7 +73,7 @@ impl<'a> Copy<'a> {
                 Some(value) => batch.insert(key.clone(), value),
                 None => batch.remove(key.clone()),
             }
-            self.new.apply_raw(*space, batch, (bytes, false))?;
+            self.put(*space, batch, bytes)?;
         }
         Ok(noted.len())
     }
@@ -93,6 +98,8 @@ impl Successor for Copy<'_> {
         let since = Instant::now();
         let writes = self.shared.writes.write().unwrap_or_else(PoisonError::into_inner);
         self.copy_noted()?;
+        // What it holds by half must not come into the new one.
+        self.old.check_writable()?;
         self.new.sync()?;
         Ok(Box::new(Standstill { copy: self, _writes: writes, since }))
     }

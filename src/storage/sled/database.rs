@@ -13,7 +13,7 @@ use super::super::Space;
 use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
-use super::flush;
+use super::flush::{self, InBatch};
 use super::keeper::{self, Keeper};
 use super::keys::escape;
 use super::{settings, sums, tail};
@@ -200,10 +200,11 @@ impl Database {
         written
     }
 
-    /// Counts what is about to be written, and refuses what there is no space for.
-    fn admit(&self, space: Space, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let bytes = key.len() + value.map_or(0, <[u8]>::len);
-        self.files().check_space(bytes, space == Space::System || value.is_none())?;
+    /// Counts what is about to be written, and refuses what there is no space for, before anything
+    /// of it is. What is `needed` to go on may go into the space that is kept.
+    pub(super) fn admit(&self, bytes: usize, needed: bool) -> Result<()> {
+        self.check_writable()?;
+        self.files().check_space(bytes, needed)?;
         self.keeper.wrote(bytes);
         Ok(())
     }
@@ -231,14 +232,12 @@ impl Database {
     /// Writes one pair as sled has it.
     pub(super) fn put_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.admit(space, key, Some(value))?;
         self.writing("writing", || tree.insert(key, value).map(drop))
     }
 
     /// Writes one pair whose value lacks what [`Prints::merge`] adds.
     pub(super) fn merge_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.admit(space, key, Some(value))?;
         self.finding(space, key, || tree.merge(key, value).map(drop))
     }
 
@@ -251,14 +250,12 @@ impl Database {
         new: &[u8],
     ) -> Result<bool> {
         let tree = self.tree(space);
-        self.admit(space, key, Some(new))?;
         self.finding(space, key, || tree.compare_and_swap(key, old, Some(new)))
             .map(|swapped| swapped.is_ok())
     }
 
     pub(super) fn remove_raw(&self, space: Space, key: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.admit(space, key, None)?;
         self.writing("writing", || tree.remove(key).map(drop))
     }
 
@@ -289,18 +286,20 @@ impl Database {
         self.reading(|| step().transpose())
     }
 
-    /// Writes pairs as sled has them, together; `bytes` says how long they are in all, and
-    /// `needed` that they may go into the space that is kept.
+    /// Lets no flush begin before what it gives is dropped. What sled makes of a batch that it does
+    /// not end must not be flushed.
+    pub(super) fn begin_batch(&self) -> Result<InBatch<'_>> {
+        self.keeper.flushes().begin_batch(self.files())
+    }
+
+    /// Writes pairs as sled has them, together.
     pub(super) fn apply_raw(
         &self,
         space: Space,
         batch: sled::Batch,
-        (bytes, needed): (usize, bool),
+        _: &InBatch<'_>,
     ) -> Result<()> {
         let tree = self.tree(space);
-        self.files().check_space(bytes, space == Space::System || needed)?;
-        self.keeper.wrote(bytes);
-        let _in_batch = self.keeper.flushes().begin_batch(self.files())?;
         self.writing("writing a batch", || tree.apply_batch(batch))
     }
 

@@ -170,7 +170,7 @@ impl Prints {
     pub(super) fn merge(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
         let mut dressed = new.to_vec();
         let print = old.map_or(0, |old| self.of(plain(old)));
-        REPLACED.set(print);
+        REPLACED.set(Some(print));
         if let Some((rest, place)) = dressed.split_last_chunk_mut::<8>() {
             let epoch = number(rest, rest.len().saturating_sub(8));
             let replaced = match old.map(trailer) {
@@ -185,12 +185,14 @@ impl Prints {
 
 thread_local! {
     /// What the last merge of this thread took away.
-    static REPLACED: Cell<u64> = const { Cell::new(0) };
+    static REPLACED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// The print of what this thread's last merge replaced.
-pub(super) fn replaced_by_merge() -> u64 {
-    REPLACED.get()
+/// Makes a write that merges, and gives the print of what it replaced, if it got that far.
+pub(super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<u64>) {
+    REPLACED.set(None);
+    let merged = merge();
+    (merged, REPLACED.take())
 }
 
 impl Digest {
@@ -308,6 +310,7 @@ impl Digest {
         sealed.extend_from_slice(&sum.to_be_bytes());
         let tag = self.seals.mac(LABEL, &sealed);
         sealed.extend_from_slice(&tag);
+        database.admit(POSITION_KEY.len() + sealed.len(), true)?;
         let written = database.put_raw(Space::System, POSITION_KEY, &sealed);
         // One that failed may be there all the same, and what comes later must not seem older.
         if written.is_ok() || holds(database, &sealed)? {

@@ -20,8 +20,6 @@ pub(super) struct Files {
     blobs: Mutex<Blobs>,
     /// The first panic of sled's, or the first sync that the disk refused.
     pub(super) broken: OnceLock<Error>,
-    /// sled could not make a write: its buffers may wait for that for ever.
-    failed: AtomicBool,
     /// Bytes that were written since the disk was last asked for its free space.
     unasked: AtomicU64,
     /// Whether there was too little then.
@@ -58,7 +56,6 @@ impl Files {
             log,
             blobs: Mutex::default(),
             broken: OnceLock::new(),
-            failed: AtomicBool::new(false),
             unasked: AtomicU64::new(0),
             short: AtomicBool::new(true),
         })
@@ -80,14 +77,14 @@ impl Files {
         self.broken.get_or_init(|| error).clone()
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+    /// Whether sled's buffers may wait for ever: it could not make a write, or has panicked.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.get().is_some()
     }
 
     /// sled could not make a write. No more are taken: behind one that waits for ever, none would
     /// be durable.
     pub(super) fn note_failed(&self, error: &Error) {
-        self.failed.store(true, Ordering::Release);
         let why = match error {
             Error::DiskFull { during } => format!("the disk is full while {during}"),
             error => error.to_string(),
@@ -115,7 +112,8 @@ impl Files {
         // Where it cannot be told, sled finds out.
         let Ok(disk) = rustix::fs::fstatvfs(&self.log) else { return Ok(()) };
         // Not every file system counts its files.
-        if disk.f_files > 0 && disk.f_favail < FILES {
+        if !needed && disk.f_files > 0 && disk.f_favail < FILES {
+            self.short.store(true, Ordering::Relaxed);
             let during = format!("writing (files: {} more can be made)", disk.f_favail);
             return Err(Error::DiskFull { during });
         }

@@ -15,6 +15,8 @@ use crate::error::Result;
 struct State {
     batches: usize,
     flushing: bool,
+    /// sled is at it.
+    begun: bool,
 }
 
 #[derive(Default)]
@@ -38,7 +40,9 @@ struct InFlush<'a>(&'a Flushes);
 
 impl Drop for InFlush<'_> {
     fn drop(&mut self) {
-        self.0.state().flushing = false;
+        let mut state = self.0.state();
+        (state.flushing, state.begun) = (false, false);
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -62,8 +66,9 @@ impl Flushes {
         Ok(InBatch(self))
     }
 
+    /// Whether sled flushes, and nothing else is waited for.
     pub(super) fn is_flushing(&self) -> bool {
-        self.state().flushing
+        self.state().begun
     }
 
     /// [`flush`], while no batch is under way: sled flushes half a batch, and waits for the rest.
@@ -75,6 +80,7 @@ impl Flushes {
         while state.batches > 0 {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.begun = true;
         drop(state);
         flush(db)
     }

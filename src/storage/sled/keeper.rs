@@ -157,7 +157,7 @@ impl Keeper {
                     self.files.check_writable()?;
                     // Not every failure of sled's wakes those who wait for a flush; the next
                     // write does.
-                    write()?;
+                    // First, for a write may wait as well.
                     let now = reached();
                     if now != seen.0 || !self.flushes.is_flushing() {
                         seen = (now, Instant::now());
@@ -165,6 +165,7 @@ impl Keeper {
                         let why = format!("sled has not written its log for {longest:?}");
                         return Err(self.files.stop_writing(Error::SyncFailed { why }));
                     }
+                    write()?;
                 }
             }
         }
@@ -176,7 +177,7 @@ impl Drop for Keeper {
         const LONGEST: Duration = Duration::from_secs(5);
 
         self.asks = None;
-        if self.files.has_failed()
+        if self.files.is_broken()
             && self.ended.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout)
         {
             tracing::error!(
@@ -213,6 +214,9 @@ impl Work {
                         guarded(self.files.dir(), "flushing", Some(&self.files.broken), || {
                             self.flushes.flush(&self.db)
                         });
+                    if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &flushed {
+                        self.files.note_failed(error);
+                    }
                     let _ = reply.send(flushed.and_then(|()| self.files.sync()));
                     Instant::now() >= due_at
                 }
@@ -265,9 +269,10 @@ fn close_in_time(files: &Arc<Files>, db: sled::Db) -> bool {
     let of_thread = Arc::clone(files);
     let closing = std::thread::Builder::new().name("byokv-closing".to_owned()).spawn(move || {
         let _alive = alive;
-        if of_thread.has_failed() {
+        if of_thread.is_broken() {
             // If sled's own flush never ends, it holds up all stores of the process.
-            let _ = flush::flush(&db);
+            let dir = of_thread.dir();
+            let _ = guarded(dir, "flushing", None, || flush::flush(&db));
         }
         close(&of_thread, db);
     });
@@ -411,21 +416,29 @@ mod tests {
         assert!(matches!(started, Err(Error::Io { .. })));
     }
 
-    /// Nobody waits for ever for a flush that does not end.
+    /// Nobody waits for ever for a flush that does not end: neither who syncs or closes, nor the
+    /// batches of other databases.
     #[test]
     fn a_flush_that_stands_still_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
         let files = Arc::new(Files::open(dir.path()).unwrap());
-        let open = || Ok((sled::Config::new().path(dir.path()).open().unwrap(), ()));
-        let ((), keeper) = Keeper::start(Arc::clone(&files), 512 << 10, open).unwrap();
-        let batch = keeper.flushes.begin_batch(&files).unwrap();
-        let reached = AtomicU64::new(0);
-        let moves = || i64::try_from(reached.fetch_add(1, Ordering::Relaxed)).unwrap().min(3);
+        let db = sled::Config::new().path(dir.path()).open().unwrap();
+        let started = Keeper::start(Arc::clone(&files), 512 << 10, || Ok((db.clone(), ())));
+        // As a write leaves it that fails before it is in its buffer.
+        let log = &db.context.pagecache.log;
+        let left = log.reserve(sled::LogKind::Free, 0, &(), &sled::pin()).unwrap();
+        let ((), keeper) = started.unwrap();
+        let looks = AtomicU64::new(0);
+        let moves = || i64::try_from(looks.fetch_add(1, Ordering::Relaxed)).unwrap().min(3);
         let synced = keeper.sync(|| Ok(()), moves, LOOK);
         assert!(matches!(synced, Err(Error::SyncFailed { .. })), "{synced:?}");
-        assert!(reached.into_inner() > 4, "it moved at first");
-        assert!(files.check_writable().is_err());
-        drop(batch);
+        assert!(looks.into_inner() > 4, "it moved at first");
+        drop(keeper);
+        let other = tempfile::tempdir().unwrap();
+        let other = sled::open(other.path()).unwrap();
+        other.apply_batch(sled::Batch::default()).unwrap();
+        // What waits is part of this process, and others are pinned by it.
+        drop(left);
     }
 
     /// The collector is the process's: whoever else uses it must not wait for our next write.

@@ -53,7 +53,10 @@ impl Shared {
         expected: Option<Option<&Stored>>,
     ) -> Result<bool> {
         let key = escape(key);
+        let bytes = key.len() + new.as_ref().map_or(0, Vec::len);
+        let needed = space == Space::System || new.is_none();
         self.write(|database, notes| {
+            database.admit(bytes, needed)?;
             let digest = &self.digest;
             let number = Digest::lock_of(space, &key);
             let _locked = digest.lock(number);
@@ -64,8 +67,11 @@ impl Shared {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
                     let print = digest.now(Some(&new));
-                    let written = database.merge_raw(space, &key, &new).map(|()| true);
-                    (written, Some(new), (digest::replaced_by_merge(), print))
+                    let merge = || database.merge_raw(space, &key, &new);
+                    let (written, replaced) = digest::merging(merge);
+                    // Where it did not even look for what it replaces, it made nothing.
+                    let Some(replaced) = replaced else { return written.map(|()| true) };
+                    (written.map(|()| true), Some(new), (replaced, print))
                 }
                 (Some(new), Some(expected)) => {
                     let old = expected.map(Stored::raw);
@@ -109,18 +115,21 @@ impl Shared {
     pub(super) fn replace_all(&self, space: Space, writes: Vec<Write>) -> Result<()> {
         let writes: BTreeMap<Vec<u8>, _> =
             writes.into_iter().map(|w| (escape(&w.key).into_owned(), w.value)).collect();
+        let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let bytes = writes.iter().map(|(key, value)| key.len() + length(value)).sum();
+        let only_deletes = writes.values().all(Option::is_none);
         self.write(|database, notes| {
+            database.admit(bytes, space == Space::System || only_deletes)?;
             let digest = &self.digest;
             // In ascending order, so that two batches never wait for each other.
             let numbers: BTreeSet<usize> =
                 writes.keys().map(|key| Digest::lock_of(space, key)).collect();
             let _locked: Vec<_> = numbers.iter().map(|&number| digest.lock(number)).collect();
-            let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+            let mut batch = sled::Batch::default();
             let (mut changes, mut deleted) = (Vec::new(), Vec::new());
             for (key, new) in writes {
                 let old = database.get_raw(space, &key)?;
                 let new = new.map(|new| digest.dress(new, old.as_deref()));
-                bytes += key.len() + new.as_ref().map_or(0, Vec::len);
                 match (&new, &old) {
                     (None, None) => continue,
                     (Some(new), _) => batch.insert(key.as_slice(), new.as_slice()),
@@ -131,6 +140,7 @@ impl Shared {
                 }
                 changes.push((key, old, new));
             }
+            let in_batch = database.begin_batch()?;
             let mut written = Ok(());
             let number = numbers.first().filter(|_| !deleted.is_empty());
             let mut deletion = number.map(|&number| digest.delete(number));
@@ -139,9 +149,7 @@ impl Shared {
                 let deleted: Vec<&[u8]> = deleted.iter().map(AsRef::as_ref).collect();
                 written = digest.note_deletion(database, deletion, &deleted);
             }
-            let only_deletes = changes.iter().all(|(.., new)| new.is_none());
-            let size = (bytes, only_deletes);
-            let written = written.and_then(|()| database.apply_raw(space, batch, size));
+            let written = written.and_then(|()| database.apply_raw(space, batch, &in_batch));
             match &written {
                 Ok(()) => {
                     for (key, old, new) in &changes {
@@ -169,11 +177,13 @@ impl Shared {
         }
         let ends = position.is_none();
         let database = self.current();
-        self.digest.seal(&database, position)?;
+        let sealed = self.digest.seal(&database, position);
+        // It may have failed and be there.
         if self.copying.load(Ordering::Acquire) {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             written.insert((Space::System, POSITION_KEY.to_vec()));
         }
+        sealed?;
         if ends {
             self.ended.store(true, Ordering::Release);
             database.sync()?;
@@ -199,9 +209,9 @@ fn undo(database: &Database, space: Space, changes: &[Change]) {
             Ok(true) => database.put_back(space, key, old.as_ref()),
             held => held.map(drop),
         };
+        // The others are taken back all the same.
         if let Err(error) = undone {
             database.stop_writing(error);
-            return;
         }
     }
 }
