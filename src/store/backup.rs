@@ -152,8 +152,8 @@ struct Making<'a, W> {
     pending: Vec<(usize, Arc<[u8]>)>,
     left_out: Vec<LeftOutOrg>,
     unreadable: Vec<UnreadableRecord>,
-    /// Records that do not open, by org and printed name, and how many have no name that opens.
-    skipped: HashSet<(usize, String)>,
+    /// Records that do not open, by org and name, and how many have no name that opens.
+    skipped: HashSet<(usize, Vec<u8>)>,
     unnamed: u64,
 }
 
@@ -213,7 +213,8 @@ impl<W: Write> Making<'_, W> {
             for name in records.names() {
                 let name = match name {
                     Err(Error::RecordDamaged { name, why, .. }) => {
-                        self.skip(part, name, why);
+                        self.unnamed += 1;
+                        self.note(part, name, why);
                         continue;
                     }
                     // Blinded under it: nobody can say what it is called, or ask for it.
@@ -339,14 +340,8 @@ impl<W: Write> Making<'_, W> {
         org.check_exists()?;
         match self.plan.engine.read(org, name) {
             Err(error) if self.may_skip(&error) => {
-                self.skip(part, printable(name), error.to_string());
+                self.skip(part, name, error.to_string());
                 Ok(None)
-            }
-            // It was written anew since, or deleted.
-            Ok(value) if self.skipped.remove(&(part, printable(name))) => {
-                let (org, name) = (self.parts[part].org.name(), printable(name));
-                self.unreadable.retain(|record| (&*record.org, &record.name) != (org, &name));
-                Ok(value)
             }
             read => read,
         }
@@ -358,9 +353,9 @@ impl<W: Write> Making<'_, W> {
     }
 
     /// Once, however often it is read.
-    fn skip(&mut self, part: usize, name: String, why: String) {
-        if self.skipped.insert((part, name.clone())) {
-            self.note(part, name, why);
+    fn skip(&mut self, part: usize, name: &[u8], why: String) {
+        if self.skipped.insert((part, name.to_vec())) {
+            self.note(part, printable(name), why);
         }
     }
 
