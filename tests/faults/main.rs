@@ -19,13 +19,28 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use byokv::{Error, KeyState, Options, OrgPolicy, Result, RootKey, Store};
+use byokv::{Error, KeyState, Options, Org, OrgPolicy, Result, RootKey, Store};
 use common::{Place, key_text, material};
 
 /// Names and lengths that the child writes durably, one after the other; the large one becomes a
 /// file of its own.
 const RECORDS: [(&str, usize); 5] =
     [("a", 20), ("b", 3000), ("c", 200_000), ("d", 50), ("e", 9000)];
+
+/// Of an org with blinded names, which move: likewise.
+const HIDDEN: [(&str, usize); 3] = [("h", 20), ("i", 12_000), ("j", 40_000)];
+/// A batch that is longer than a segment takes the first away and puts the others; the last
+/// becomes a file of its own.
+const LONG: [(&str, usize); 8] = [
+    ("old", 50),
+    ("new/1", 12_000),
+    ("new/2", 12_000),
+    ("new/3", 12_000),
+    ("new/4", 12_000),
+    ("new/5", 12_000),
+    ("new/6", 12_000),
+    ("new/7", 40_000),
+];
 
 fn value(name: &str, len: usize) -> Vec<u8> {
     name.bytes().cycle().take(len).collect()
@@ -59,13 +74,25 @@ fn child_works() {
         }
         let batch = durable.batch().put("f/x", "1").put("f/y", "2").delete("d");
         said("batch", batch.commit());
-        match store.keys().rotate_platform_key("acme") {
-            Ok(rotation) => {
-                // A failing disk may hold it up for long: it is tried again later and later.
-                let ended = rotation.wait_timeout(Duration::from_secs(3));
-                said("rotated", ended.map(drop));
+        let hidden = store.create_org("hidden", common::blinded())?;
+        said("hidden", Ok(()));
+        let durable = hidden.durable();
+        for (name, len) in HIDDEN.into_iter().chain([LONG[0]]) {
+            said(name, durable.put(name, value(name, len)));
+        }
+        let long = durable.batch().delete(LONG[0].0);
+        let puts = LONG[1..].iter();
+        let long = puts.fold(long, |long, (name, len)| long.put(name, value(name, *len)));
+        said("long", long.commit());
+        for name in ["acme", "hidden"] {
+            match store.keys().rotate_platform_key(name) {
+                Ok(rotation) => {
+                    // A failing disk may hold it up for long: it is tried again later and later.
+                    let ended = rotation.wait_timeout(Duration::from_secs(3));
+                    said("rotated", ended.map(drop));
+                }
+                Err(error) => said("rotated", Err(error)),
             }
-            Err(error) => said("rotated", Err(error)),
         }
         for (name, len) in RECORDS {
             match org.get(name) {
@@ -145,19 +172,33 @@ fn check(store: &Store, acknowledged: &[&str]) -> std::result::Result<(), String
     if acknowledged.is_empty() {
         return Ok(());
     }
+    let is_acknowledged = |name: &str| acknowledged.contains(&name);
     store.verify().map_err(|error| error.to_string())?;
     let org = store.org("acme").map_err(|error| error.to_string())?;
-    for (name, len) in RECORDS.iter().filter(|(name, _)| acknowledged.contains(name)) {
-        let found = org.get(name).map_err(|error| format!("{name}: {error}"))?;
-        // What follows may have deleted it, acknowledged or not.
-        let is_there = found.as_ref().is_some_and(|found| found[..] == value(name, *len)[..]);
-        if !(is_there || *name == "d" && found.is_none()) {
-            return Err(format!("{name} is lost"));
-        }
-    }
+    // What follows may have deleted it, acknowledged or not.
+    check_values(&org, acknowledged, &RECORDS, "d")?;
     let batch = ["f/x", "f/y"].map(|name| org.get(name).is_ok_and(|found| found.is_some()));
-    if batch[0] != batch[1] || (acknowledged.contains(&"batch") && !batch[0]) {
+    if batch[0] != batch[1] || (is_acknowledged("batch") && !batch[0]) {
         return Err(format!("the batch is {batch:?}"));
+    }
+    let mut orgs = vec!["acme"];
+    if is_acknowledged("hidden") {
+        orgs.push("hidden");
+        let org = store.org("hidden").map_err(|error| error.to_string())?;
+        check_values(&org, acknowledged, &HIDDEN, "")?;
+        check_values(&org, acknowledged, &LONG[..1], "old")?;
+        let old = org.get("old").map_err(|error| error.to_string())?.is_some();
+        let new = LONG[1..].iter().map(|(name, len)| {
+            org.get(name).is_ok_and(|found| found.is_some_and(|v| v[..] == value(name, *len)[..]))
+        });
+        let new: Vec<bool> = new.collect();
+        let made = new[0];
+        if new.iter().any(|is_there| *is_there != made)
+            || old == made && (made || is_acknowledged("old"))
+            || is_acknowledged("long") && !made
+        {
+            return Err(format!("the long batch is {old} {new:?}"));
+        }
     }
     for rotation in store.keys().rotations().map_err(|error| error.to_string())? {
         let ended = rotation.wait_timeout(Duration::from_secs(30));
@@ -165,12 +206,31 @@ fn check(store: &Store, acknowledged: &[&str]) -> std::result::Result<(), String
             return Err(format!("the rotation does not go on: {ended:?}"));
         }
     }
-    let status = store.keys().status("acme").map_err(|error| error.to_string())?;
-    let (_, older) = status.versions.split_last().ok_or("no version")?;
-    match older.iter().all(|version| version.state == KeyState::Retired) {
-        true => Ok(()),
-        false => Err("a version was not retired".to_owned()),
+    for org in orgs {
+        let status = store.keys().status(org).map_err(|error| error.to_string())?;
+        let (_, older) = status.versions.split_last().ok_or("no version")?;
+        if older.iter().any(|version| version.state != KeyState::Retired) {
+            return Err(format!("a version of {org} was not retired"));
+        }
     }
+    Ok(())
+}
+
+/// Whether what was acknowledged is there; `deleted` may be gone.
+fn check_values(
+    org: &Org,
+    acknowledged: &[&str],
+    records: &[(&str, usize)],
+    deleted: &str,
+) -> std::result::Result<(), String> {
+    for (name, len) in records.iter().filter(|(name, _)| acknowledged.contains(name)) {
+        let found = org.get(name).map_err(|error| format!("{name}: {error}"))?;
+        let is_there = found.as_ref().is_some_and(|found| found[..] == value(name, *len)[..]);
+        if !(is_there || *name == deleted && found.is_none()) {
+            return Err(format!("{name} is lost"));
+        }
+    }
+    Ok(())
 }
 
 #[test]

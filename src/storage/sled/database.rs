@@ -173,9 +173,9 @@ impl Database {
 
     /// Refused once sled has panicked or a sync has failed: its accounts of what is free may be
     /// half changed, and what is written then may go over what is needed.
-    fn writing<T>(&self, during: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+    fn writing<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check_writable()?;
-        let written = self.attempt(during, f);
+        let written = self.attempt("writing", f);
         if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written {
             self.files().note_failed(error);
         }
@@ -232,7 +232,7 @@ impl Database {
     /// Writes one pair as sled has it.
     pub(super) fn put_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.writing("writing", || tree.insert(key, value).map(drop))
+        self.writing(|| tree.insert(key, value).map(drop))
     }
 
     /// Writes one pair whose value lacks what [`Prints::merge`] adds.
@@ -256,7 +256,7 @@ impl Database {
 
     pub(super) fn remove_raw(&self, space: Space, key: &[u8]) -> Result<()> {
         let tree = self.tree(space);
-        self.writing("writing", || tree.remove(key).map(drop))
+        self.writing(|| tree.remove(key).map(drop))
     }
 
     /// Makes a pair what it was, though no more writes are taken.
@@ -289,10 +289,16 @@ impl Database {
     /// Lets no flush begin before what it gives is dropped. What sled makes of a batch that it does
     /// not end must not be flushed.
     pub(super) fn begin_batch(&self) -> Result<InBatch<'_>> {
-        self.keeper.flushes().begin_batch(self.files())
+        self.keeper.flushes().begin_batch(self.files(), || self.reached())
     }
 
-    /// Writes pairs as sled has them, together.
+    /// How far sled has written its log (public in 0.34.7, but not documented).
+    fn reached(&self) -> i64 {
+        self.db.context.pagecache.log.stable_offset()
+    }
+
+    /// Writes pairs as sled has them, together. Where that fails, for whatever reason, no more
+    /// writes are taken: the next opening cuts the log off before it ([`tail`]).
     pub(super) fn apply_raw(
         &self,
         space: Space,
@@ -300,7 +306,9 @@ impl Database {
         _: &InBatch<'_>,
     ) -> Result<()> {
         let tree = self.tree(space);
-        self.writing("writing a batch", || tree.apply_batch(batch))
+        self.check_writable()?;
+        let written = self.attempt("writing a batch", || tree.apply_batch(batch));
+        written.inspect_err(|error| self.files().note_failed(error))
     }
 
     pub(super) fn get_raw(&self, space: Space, key: &[u8]) -> Result<Option<sled::IVec>> {
@@ -323,11 +331,8 @@ impl Database {
         const LONGEST: Duration = Duration::from_secs(120);
 
         self.check_writable()?;
-        let write = || {
-            self.writing("writing", || self.system.insert(OPENED_KEY, another_value()).map(drop))
-        };
-        let reached = || self.db.context.pagecache.log.stable_offset();
-        self.keeper.sync(write, reached, LONGEST)
+        let write = || self.writing(|| self.system.insert(OPENED_KEY, another_value()).map(drop));
+        self.keeper.sync(write, || self.reached(), LONGEST)
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {
@@ -347,6 +352,18 @@ impl Database {
 thread_local! {
     /// The next write of this thread is made, and fails all the same.
     pub(super) static FAILS_BEHIND: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+#[cfg(test)]
+impl Database {
+    /// As a batch leaves it that fails before its first write.
+    pub(super) fn fail_batch(&self) {
+        const BATCHES: sled::PageId = sled::PageId::MAX - 666;
+
+        let (log, manifest) = (&self.db.context.pagecache.log, sled::BatchManifest::default());
+        let begun = log.reserve(sled::LogKind::Skip, BATCHES, &manifest, &sled::pin()).unwrap();
+        begun.abort().unwrap();
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use crate::error::Result;
 
 #[derive(Default)]
 struct State {
-    batches: usize,
+    /// How far the log was written when each batch began that is under way.
+    batches: Vec<i64>,
     flushing: bool,
     /// sled is at it.
     begun: bool,
@@ -26,12 +27,19 @@ pub(super) struct Flushes {
 }
 
 /// Lasts as long as a batch.
-pub(super) struct InBatch<'a>(&'a Flushes);
+pub(super) struct InBatch<'a> {
+    flushes: &'a Flushes,
+    begun_at: i64,
+}
 
 impl Drop for InBatch<'_> {
     fn drop(&mut self) {
-        self.0.state().batches -= 1;
-        self.0.changed.notify_all();
+        let mut state = self.flushes.state();
+        if let Some(own) = state.batches.iter().position(|&at| at == self.begun_at) {
+            state.batches.swap_remove(own);
+        }
+        drop(state);
+        self.flushes.changed.notify_all();
     }
 }
 
@@ -52,8 +60,13 @@ impl Flushes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a flush that is under way, unless it will never end.
-    pub(super) fn begin_batch(&self, files: &Files) -> Result<InBatch<'_>> {
+    /// Waits for a flush that is under way, unless it will never end. `reached` tells how far the
+    /// log is written.
+    pub(super) fn begin_batch(
+        &self,
+        files: &Files,
+        reached: impl FnOnce() -> i64,
+    ) -> Result<InBatch<'_>> {
         const LOOK: Duration = Duration::from_millis(100);
 
         let mut state = self.state();
@@ -62,8 +75,17 @@ impl Flushes {
             let waited = self.changed.wait_timeout(state, LOOK);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.batches += 1;
-        Ok(InBatch(self))
+        let begun_at = reached();
+        state.batches.push(begun_at);
+        Ok(InBatch { flushes: self, begun_at })
+    }
+
+    /// How far the log is written, as `reached` tells, and how far before any batch that is under
+    /// way, and may yet fail.
+    pub(super) fn reached(&self, reached: impl FnOnce() -> i64) -> (i64, i64) {
+        let state = self.state();
+        let reached = reached();
+        (reached, state.batches.iter().fold(reached, |least, &at| least.min(at)))
     }
 
     /// Whether sled flushes, and nothing else is waited for.
@@ -77,7 +99,7 @@ impl Flushes {
         let mut state = self.state();
         state.flushing = true;
         let _flushing = InFlush(self);
-        while state.batches > 0 {
+        while !state.batches.is_empty() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.begun = true;
@@ -111,7 +133,7 @@ mod tests {
         std::thread::scope(|scope| {
             let (flushes, files) = (&flushes, &files);
             let enter = |begun: mpsc::Sender<bool>| {
-                scope.spawn(move || begun.send(flushes.begin_batch(files).is_ok()).unwrap());
+                scope.spawn(move || begun.send(flushes.begin_batch(files, || 0).is_ok()).unwrap());
             };
             enter(begun.clone());
             assert!(begins.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
@@ -124,7 +146,7 @@ mod tests {
             drop(InFlush(flushes));
             assert_eq!(entered, Ok(false));
         });
-        assert_eq!(flushes.state().batches, 0);
+        assert!(flushes.state().batches.is_empty());
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Keeper {
                 let durable =
                     durable.map_err(|e| Error::io("opening the note of what is durable", e));
                 let first = durable.and_then(|mut durable| {
-                    pins.turn(&of_thread, (&db, segment_size), &mut durable)?;
+                    pins.turn(&of_thread, (&db, segment_size), (&flushed, &mut durable))?;
                     Ok(durable)
                 });
                 match first {
@@ -234,8 +234,8 @@ impl Work {
             // After a refused sync it stays pinned: nothing is freed any more.
             if self.files.check_writable().is_ok() {
                 written.store(0, Ordering::Relaxed);
-                let turn =
-                    self.pins.turn(&self.files, (&self.db, self.segment_size), &mut self.durable);
+                let log = (&self.db, self.segment_size);
+                let turn = self.pins.turn(&self.files, log, (&self.flushes, &mut self.durable));
                 if let Err(error) = turn {
                     // Noted in `files` too, and met by the next write.
                     tracing::warn!(%error, "space is not used again for now");
@@ -304,12 +304,17 @@ fn close<T>(files: &Files, handles: T) {
     }
 }
 
-/// The segment of the log up to which everything was handed to the system. sled frees only segments
-/// before it, and has freed none from it on (`pagecache/segment.rs`, `stabilize`): right after it was
-/// opened only because something was written and flushed since ([`OPENED_KEY`](super::database)).
-fn reached(db: &sled::Db, segment_size: usize) -> i64 {
+/// The segment of the log up to which everything was handed to the system; none if a batch is under
+/// way that may have begun in an earlier one: should it fail, the log is cut off there. sled frees only
+/// segments before it, and has freed none from it on (`pagecache/segment.rs`, `stabilize`): right
+/// after it was opened only because something was written and flushed since
+/// ([`OPENED_KEY`](super::database)).
+fn reached(db: &sled::Db, segment_size: usize, flushes: &Flushes) -> Option<i64> {
     let size = i64::try_from(segment_size).unwrap_or(i64::MAX);
-    db.context.pagecache.log.stable_offset().max(0) / size * size
+    let (reached, before_batches) =
+        flushes.reached(|| db.context.pagecache.log.stable_offset().max(0));
+    let segment = reached / size;
+    (before_batches / size == segment).then_some(segment * size)
 }
 
 /// Two places in the collector, one of them always pinned.
@@ -363,7 +368,7 @@ impl Pins {
         &mut self,
         files: &Files,
         (db, segment_size): (&sled::Db, usize),
-        durable: &mut Durable,
+        (flushes, durable): (&Flushes, &mut Durable),
     ) -> Result<()> {
         let pinned = self.places[self.next].pin();
         let during = |e| Error::io("looking at the log", e);
@@ -374,7 +379,9 @@ impl Pins {
             self.hold(pinned);
             return Ok(());
         }
-        let reached = reached(db, segment_size);
+        let Some(reached) = reached(db, segment_size, flushes) else { return Ok(()) };
+        // A batch that has failed by now may be before it.
+        files.check_writable()?;
         files.sync()?;
         durable.note_in(files, Some(reached))?;
         self.settled = settles.then_some(stamp);
@@ -439,6 +446,30 @@ mod tests {
         other.apply_batch(sled::Batch::default()).unwrap();
         // What waits is part of this process, and others are pinned by it.
         drop(left);
+    }
+
+    /// Else the next opening, which looks from the note on, does not see that it failed.
+    #[test]
+    fn nothing_is_noted_beyond_where_a_batch_began_that_is_under_way() {
+        const SIZE: usize = 64 << 10;
+
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let db = sled::Config::new().path(dir.path()).segment_size(SIZE).open().unwrap();
+        let flushes = Flushes::default();
+        let written = || db.context.pagecache.log.stable_offset();
+        let noted = || reached(&db, SIZE, &flushes);
+        let first = flushes.begin_batch(&files, written).unwrap();
+        assert_eq!(noted(), Some(0));
+        for i in 0..200u8 {
+            db.insert([i], vec![i; 1000]).unwrap();
+        }
+        flush::flush(&db).unwrap();
+        let second = flushes.begin_batch(&files, written).unwrap();
+        assert_eq!(noted(), None);
+        drop(first);
+        assert!(noted().is_some_and(|segment| segment > 0 && segment % SIZE as i64 == 0));
+        drop(second);
     }
 
     /// The collector is the process's: whoever else uses it must not wait for our next write.

@@ -44,6 +44,8 @@ pub(super) enum End {
     Torn(usize),
     /// The message here points to a file that is not there or not whole.
     NoBlob(usize),
+    /// A batch begins here that failed in the middle.
+    FailedBatch(usize),
 }
 
 /// Walks over the messages of the segment `number` that begin at `first` or behind it.
@@ -54,8 +56,11 @@ pub(super) fn walk(
     number: u64,
     blobs: &Path,
 ) -> io::Result<End> {
+    const CANCELED: u8 = 1;
     const CAP: u8 = 2;
     const LAST_KIND: u8 = 11;
+    /// Of what sled writes before a batch, and cancels where that fails (`BATCH_MANIFEST_PID`).
+    const BATCHES: u64 = u64::MAX - 666;
 
     let mut at = first.max(SEGMENT_HEADER);
     while at <= size - RED_ZONE {
@@ -67,6 +72,9 @@ pub(super) fn walk(
         }
         if message.kind == CAP {
             return Ok(End::Full);
+        }
+        if message.kind == CANCELED && message.page == BATCHES {
+            return Ok(End::FailedBatch(at));
         }
         if let Some(blob) = message.blob
             && !is_whole(&blobs.join(blob.to_string()))?
@@ -81,6 +89,7 @@ pub(super) fn walk(
 struct Message {
     kind: u8,
     segment: u64,
+    page: u64,
     /// Header and body.
     len: usize,
     blob: Option<i64>,
@@ -96,7 +105,7 @@ impl Message {
         let (kind, rest) = rest.split_first()?;
         let (body, rest) = number(rest)?;
         let (segment, rest) = number(rest)?;
-        let (_page, rest) = number(rest)?;
+        let (page, rest) = number(rest)?;
         let header = bytes.len() - rest.len();
         let body = rest.get(..usize::try_from(body).ok()?)?;
         let mut hasher = crc32fast::Hasher::new();
@@ -109,7 +118,7 @@ impl Message {
             true => Some(i64::from_le_bytes(*body.first_chunk()?)),
             false => None,
         };
-        Some(Self { kind: *kind, segment, len: header + body.len(), blob })
+        Some(Self { kind: *kind, segment, page, len: header + body.len(), blob })
     }
 }
 

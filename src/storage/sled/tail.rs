@@ -134,7 +134,8 @@ fn newest_snapshot(dir: &Path) -> io::Result<i64> {
 }
 
 /// Cuts the log off at the first piece behind `from` that is not whole, if anything lies behind
-/// it: then sled would go on there. What lies before sled's newest snapshot was durable before that
+/// it: then sled would go on there. And where a batch failed: what sled had made of it may be here,
+/// and what took that back not. Nothing was acknowledged as durable since. What lies before sled's newest snapshot was durable before that
 /// was made, and is not read on recovery: a gap there is damage, and not of a power cut. sled
 /// refuses a log that is shorter.
 fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
@@ -165,7 +166,7 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
         }
     };
     let behind: Vec<_> = segments.range(at + 1..).map(|(_, &offset)| offset).collect();
-    if behind.is_empty() && !matches!(end, Some(End::NoBlob(_))) {
+    if behind.is_empty() && !matches!(end, Some(End::NoBlob(_) | End::FailedBatch(_))) {
         return Ok(());
     }
     tracing::warn!(
@@ -177,7 +178,10 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     for offset in behind {
         log.write_all_at(&[0; SEGMENT_HEADER], offset)?;
     }
-    if let (Some(End::Torn(start) | End::NoBlob(start)), Some((offset, filled))) = (end, ends_in)
+    if let (
+        Some(End::Torn(start) | End::NoBlob(start) | End::FailedBatch(start)),
+        Some((offset, filled)),
+    ) = (end, ends_in)
         && start < filled
     {
         log.write_all_at(&vec![0; filled - start], offset + start as u64)?;
@@ -252,6 +256,42 @@ mod tests {
         fs::remove_file(snapshot).unwrap();
         cut(&log, SIZE, from, &path).unwrap();
         assert_eq!(log::segments(&log, SIZE).unwrap().len(), 1);
+    }
+
+    /// Where sled wrote on, that is gone with it: nothing of it was acknowledged as durable. What
+    /// comes later stays.
+    #[test]
+    fn the_log_is_cut_off_where_a_batch_failed() {
+        let value = |i| Some(vec![i; 100]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let storage = open(&path).unwrap();
+        storage.begin().unwrap();
+        storage.put(Space::Records, &[0], value(0)).unwrap();
+        storage.put_position(Vec::new()).unwrap();
+        storage.0.current().fail_batch();
+        for i in 1..=200 {
+            let filling = Some(vec![i; 1000]);
+            storage.put(Space::Records, &[i], filling).unwrap();
+        }
+        storage.sync().unwrap();
+        storage.stop_writing(Error::WriteFailed { why: "on purpose".to_owned() });
+        drop(storage);
+        for first in [true, false] {
+            let storage = open(&path).unwrap();
+            storage.begin().unwrap();
+            let found = (0..=200u8).filter(|i| {
+                let found = storage.get(Space::Records, &[*i]).unwrap();
+                found.is_some()
+            });
+            assert_eq!(found.collect::<Vec<_>>(), if first { vec![0] } else { vec![0, 7] });
+            storage.put(Space::Records, &[7], value(7)).unwrap();
+            storage.sync().unwrap();
+            // As after a kill: nothing says that it was closed.
+            let noted = fs::read(path.join("durable")).unwrap();
+            drop(storage);
+            fs::write(path.join("durable"), noted).unwrap();
+        }
     }
 
     /// Recovery may give the place of a blob to another one, and be killed then.
