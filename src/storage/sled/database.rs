@@ -1,11 +1,12 @@
 //! One database of sled's: real durability, panics caught.
 
 use std::fs::File;
+use std::io;
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{self, RecvTimeoutError};
 
@@ -22,6 +23,10 @@ use crate::error::{Error, Result};
 /// In `system`, without a meaning of its own: written where sled has to write something.
 pub(super) const OPENED_KEY: &[u8] = b"opened";
 
+/// How long sled's log may stand still while a flush waits: far above what a disk takes to take some
+/// MiB.
+const LONGEST: Duration = Duration::from_secs(120);
+
 /// sled writes nothing where the value is the one that is there.
 fn another_value() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -34,27 +39,41 @@ fn another_value() -> Vec<u8> {
 /// Flushes where there is no keeper yet. sled wakes nobody who waits for a flush when a write
 /// fails that it had left to whoever was writing (`Log::exit_reservation`); the next write does.
 fn flush_first(db: &sled::Db, system: &sled::Tree) -> sled::Result<()> {
-    let write = || system.insert(OPENED_KEY, another_value()).map(drop);
-    nudged(keeper::LOOK, || flush::flush(db), write)
+    let flushed = db.clone();
+    let flush = move || flush::flush(&flushed);
+    let nudge = || system.insert(OPENED_KEY, another_value()).map(drop);
+    nudged((keeper::LOOK, LONGEST), flush, nudge).unwrap_or_else(|| {
+        let why = format!("sled has not written its log for {LONGEST:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
+    })
 }
 
-/// Does `work`, which may wait for ever unless there is a `nudge` now and then.
-fn nudged<E: Send>(
-    every: Duration,
-    work: impl FnOnce() -> Result<(), E> + Send,
+/// Does `work`, which may wait for ever unless there is a `nudge` now and then; `None` if it does so
+/// all the same, or the nudge fails and that wakes nobody. Then its thread is left to the end of the
+/// process.
+fn nudged<E: Send + 'static>(
+    (every, longest): (Duration, Duration),
+    work: impl FnOnce() -> Result<(), E> + Send + 'static,
     nudge: impl Fn() -> Result<(), E>,
-) -> Result<(), E> {
-    std::thread::scope(|scope| {
-        let (alive, ended) = channel::bounded::<()>(0);
-        let working = scope.spawn(move || {
-            let _alive = alive;
-            work()
-        });
-        while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-            nudge()?;
+) -> Option<Result<(), E>> {
+    let (done, ended) = channel::bounded(1);
+    let working = std::thread::spawn(move || {
+        let outcome = work();
+        let _ = done.send(outcome);
+    });
+    let (start, mut failed) = (Instant::now(), None);
+    while start.elapsed() < longest {
+        match ended.recv_timeout(every) {
+            Ok(outcome) => return Some(outcome),
+            Err(RecvTimeoutError::Disconnected) => match working.join() {
+                Ok(()) => return None,
+                Err(panic) => std::panic::resume_unwind(panic),
+            },
+            Err(RecvTimeoutError::Timeout) if failed.is_some() => break,
+            Err(RecvTimeoutError::Timeout) => failed = nudge().err(),
         }
-        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    }
+    failed.map(Err)
 }
 
 /// A range of keys as sled has them, and a pair.
@@ -162,7 +181,7 @@ impl Database {
         let done = guarded(self.dir(), during, Some(&self.files().broken), f);
         #[cfg(test)]
         if FAILS_BEHIND.take() {
-            return Err(Error::io(during, std::io::ErrorKind::Other.into()));
+            return Err(Error::io(during, io::ErrorKind::Other.into()));
         }
         done
     }
@@ -327,9 +346,6 @@ impl Database {
     /// `flush` ends in `sync_file_range`, which does not survive a power cut (sled 0.34.7,
     /// `pagecache/iobuf.rs`), so the files are synced too.
     pub(super) fn sync(&self) -> Result<()> {
-        /// Far above what a disk takes to take some MiB.
-        const LONGEST: Duration = Duration::from_secs(120);
-
         self.check_writable()?;
         let write = || self.writing(|| self.system.insert(OPENED_KEY, another_value()).map(drop));
         self.keeper.sync(write, || self.reached(), LONGEST)
@@ -376,11 +392,25 @@ mod tests {
         const LONGEST: Duration = Duration::from_secs(20);
 
         let (nudge, nudged_by) = channel::unbounded();
-        let work = || (0..3).try_for_each(|_| nudged_by.recv_timeout(LONGEST));
-        nudged(Duration::from_millis(1), work, || {
+        let work = move || (0..3).try_for_each(|_| nudged_by.recv_timeout(LONGEST));
+        let done = nudged((Duration::from_millis(1), LONGEST), work, || {
             let _ = nudge.send(());
             Ok(())
-        })
-        .unwrap();
+        });
+        assert_eq!(done, Some(Ok(())));
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_the_first_flush() {
+        for fails in [false, true] {
+            let (_never, waits) = channel::bounded::<()>(0);
+            let work = move || waits.recv().map_err(|_| "let go");
+            let nudge = move || if fails { Err("nudge") } else { Ok(()) };
+            let times = (Duration::from_millis(1), Duration::from_millis(50));
+            let (say, said) = channel::bounded(1);
+            std::thread::spawn(move || say.send(nudged(times, work, nudge)));
+            let done = said.recv_timeout(Duration::from_secs(20));
+            assert_eq!(done, Ok(fails.then_some(Err("nudge"))));
+        }
     }
 }
