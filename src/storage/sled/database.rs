@@ -41,28 +41,31 @@ fn another_value() -> Vec<u8> {
 fn flush_first(db: &sled::Db, system: &sled::Tree) -> sled::Result<()> {
     let flushed = db.clone();
     let flush = move || flush::flush(&flushed);
-    let nudge = || system.insert(OPENED_KEY, another_value()).map(drop);
+    let nudge = || {
+        system.insert(OPENED_KEY, another_value())?;
+        Ok(db.context.pagecache.log.stable_offset())
+    };
     nudged((keeper::LOOK, LONGEST), flush, nudge).unwrap_or_else(|| {
         let why = format!("sled has not written its log for {LONGEST:?}");
         Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
     })
 }
 
-/// Does `work`, which may wait for ever unless there is a `nudge` now and then; `None` if it does so
-/// all the same, or the nudge fails and that wakes nobody. Then its thread is left to the end of the
-/// process.
+/// Does `work`, which may wait for ever unless there is a `nudge` now and then, which tells how far it
+/// has got; `None` if that stays the same for `longest`. Its thread is left to the end of the process
+/// then, as it is where the nudge fails and that wakes nobody.
 fn nudged<E: Send + 'static>(
     (every, longest): (Duration, Duration),
     work: impl FnOnce() -> Result<(), E> + Send + 'static,
-    nudge: impl Fn() -> Result<(), E>,
+    nudge: impl Fn() -> Result<i64, E>,
 ) -> Option<Result<(), E>> {
     let (done, ended) = channel::bounded(1);
     let working = std::thread::spawn(move || {
         let outcome = work();
         let _ = done.send(outcome);
     });
-    let (start, mut failed) = (Instant::now(), None);
-    while start.elapsed() < longest {
+    let (mut seen, mut failed) = ((i64::MIN, Instant::now()), None);
+    while seen.1.elapsed() < longest {
         match ended.recv_timeout(every) {
             Ok(outcome) => return Some(outcome),
             Err(RecvTimeoutError::Disconnected) => match working.join() {
@@ -70,7 +73,11 @@ fn nudged<E: Send + 'static>(
                 Err(panic) => std::panic::resume_unwind(panic),
             },
             Err(RecvTimeoutError::Timeout) if failed.is_some() => break,
-            Err(RecvTimeoutError::Timeout) => failed = nudge().err(),
+            Err(RecvTimeoutError::Timeout) => match nudge() {
+                Ok(reached) if reached != seen.0 => seen = (reached, Instant::now()),
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
+            },
         }
     }
     failed.map(Err)
@@ -317,7 +324,8 @@ impl Database {
     }
 
     /// Writes pairs as sled has them, together. Where that fails, for whatever reason, no more
-    /// writes are taken: the next opening cuts the log off before it ([`tail`]).
+    /// writes are taken: where not all are made, the next opening cuts the log off before them
+    /// ([`tail`]).
     pub(super) fn apply_raw(
         &self,
         space: Space,
@@ -395,7 +403,7 @@ mod tests {
         let work = move || (0..3).try_for_each(|_| nudged_by.recv_timeout(LONGEST));
         let done = nudged((Duration::from_millis(1), LONGEST), work, || {
             let _ = nudge.send(());
-            Ok(())
+            Ok(0)
         });
         assert_eq!(done, Some(Ok(())));
     }
@@ -405,7 +413,11 @@ mod tests {
         for fails in [false, true] {
             let (_never, waits) = channel::bounded::<()>(0);
             let work = move || waits.recv().map_err(|_| "let go");
-            let nudge = move || if fails { Err("nudge") } else { Ok(()) };
+            let moved = AtomicU64::new(0);
+            let nudge = move || match fails {
+                true => Err("nudge"),
+                false => Ok(moved.fetch_add(1, Ordering::Relaxed).min(5) as i64),
+            };
             let times = (Duration::from_millis(1), Duration::from_millis(50));
             let (say, said) = channel::bounded(1);
             std::thread::spawn(move || say.send(nudged(times, work, nudge)));

@@ -89,8 +89,9 @@ impl Files {
             Error::DiskFull { during } => format!("the disk is full while {during}"),
             error => error.to_string(),
         };
+        // First, for who is told of it may panic.
+        self.stop_writing(Error::WriteFailed { why: why.clone() });
         tracing::error!(why, "a write failed; no more writes are taken");
-        self.stop_writing(Error::WriteFailed { why });
     }
 
     /// Refuses `bytes` while the disk is nearly full: sled, which writes them later and several
@@ -136,8 +137,9 @@ impl Files {
     pub(super) fn refused(&self, path: &Path, error: &std::io::Error) -> Error {
         let why = format!("{}: {error}", path.display());
         note_refusal(&self.dir);
+        let refused = self.stop_writing(Error::SyncFailed { why: why.clone() });
         tracing::error!(why, "a sync failed; no more writes are taken");
-        self.broken.get_or_init(|| Error::SyncFailed { why }).clone()
+        refused
     }
 
     /// What was handed to the system: the log after the files that it points to.

@@ -88,6 +88,12 @@ impl Flushes {
         (reached, state.batches.iter().fold(reached, |least, &at| least.min(at)))
     }
 
+    /// Likewise at a moment when no batch is under way; waits for it.
+    pub(super) fn reached_between_batches(&self, reached: impl FnOnce() -> i64) -> (i64, i64) {
+        let _flushing = self.keep_batches_out();
+        self.reached(reached)
+    }
+
     /// Whether sled flushes, and nothing else is waited for.
     pub(super) fn is_flushing(&self) -> bool {
         self.state().begun
@@ -96,15 +102,24 @@ impl Flushes {
     /// [`flush`], while no batch is under way: sled flushes half a batch, and waits for the rest.
     /// For one thread at a time.
     pub(super) fn flush(&self, db: &sled::Db) -> sled::Result<()> {
+        let _flushing = self.keep_batches_out();
+        self.state().begun = true;
+        flush(db)
+    }
+
+    #[cfg(test)]
+    pub(super) fn keeps_batches_out(&self) -> bool {
+        self.state().flushing
+    }
+
+    fn keep_batches_out(&self) -> InFlush<'_> {
         let mut state = self.state();
         state.flushing = true;
-        let _flushing = InFlush(self);
+        let flushing = InFlush(self);
         while !state.batches.is_empty() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.begun = true;
-        drop(state);
-        flush(db)
+        flushing
     }
 }
 

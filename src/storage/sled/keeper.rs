@@ -1,11 +1,7 @@
 //! Keeps sled from using space again before what took its place is durable, and makes it durable.
 //!
-//! sled frees a segment of its log, and removes the file of a large page, once what replaced it
-//! was handed to the system (`sync_file_range`). It does so by a deferred function of
-//! crossbeam-epoch's default collector (`pagecache/iobuf.rs`, `write_to_log`), which runs once
-//! every thread that was pinned when it was deferred has let go. So a thread of ours stays
-//! pinned, and lets go only after a sync that began later. The collector is the whole process's:
-//! what others have put there waits as well, so the thread also lets go where nothing happens.
+//! sled uses space again once every thread that was pinned before has let go (`pins.rs`). So a thread
+//! of ours stays pinned, and lets go only after a sync that began later.
 //!
 //! The thread also flushes sled for all others: a flush may never end once a write of sled's has
 //! failed (it leaves a buffer that waits for its writer), and only this thread is lost then.
@@ -13,14 +9,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
-use crossbeam_epoch::{Guard, LocalHandle, default_collector};
 
 use super::border::guarded;
 use super::files::Files;
 use super::flush::{self, Flushes};
+use super::pins::Pins;
 use super::tail::Durable;
 use crate::error::{Error, Result};
 
@@ -217,6 +213,8 @@ impl Work {
                     if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &flushed {
                         self.files.note_failed(error);
                     }
+                    // A batch before the flush may have failed meanwhile.
+                    let flushed = flushed.and_then(|()| self.files.check_writable());
                     let _ = reply.send(flushed.and_then(|()| self.files.sync()));
                     Instant::now() >= due_at
                 }
@@ -304,98 +302,6 @@ fn close<T>(files: &Files, handles: T) {
     }
 }
 
-/// The segment of the log up to which everything was handed to the system; none if a batch is under
-/// way that may have begun in an earlier one: should it fail, the log is cut off there. sled frees only
-/// segments before it, and has freed none from it on (`pagecache/segment.rs`, `stabilize`): right
-/// after it was opened only because something was written and flushed since
-/// ([`OPENED_KEY`](super::database)).
-fn reached(db: &sled::Db, segment_size: usize, flushes: &Flushes) -> Option<i64> {
-    let size = i64::try_from(segment_size).unwrap_or(i64::MAX);
-    let (reached, before_batches) =
-        flushes.reached(|| db.context.pagecache.log.stable_offset().max(0));
-    let segment = reached / size;
-    (before_batches / size == segment).then_some(segment * size)
-}
-
-/// Two places in the collector, one of them always pinned.
-struct Pins {
-    places: [LocalHandle; 2],
-    held: Option<Guard>,
-    next: usize,
-    /// The log as it was last seen to have changed.
-    seen: Option<(Stamp, Instant)>,
-    /// The log as a turn found and synced it, if it had not changed for long.
-    settled: Option<Stamp>,
-}
-
-/// What another write to the log changes, unless it comes within the same tick of the clock.
-type Stamp = (SystemTime, u64);
-
-impl Pins {
-    fn new() -> Self {
-        let places = [default_collector().register(), default_collector().register()];
-        let held = Some(places[0].pin());
-        Self { places, held, next: 1, seen: None, settled: None }
-    }
-
-    /// Notes what the log looks like. Whether it has for so long that any write would show, be
-    /// the clock of the file system as coarse as 2 s, and one that was begun before has ended.
-    fn look(&mut self, stamp: Stamp) -> bool {
-        const LONG: Duration = Duration::from_secs(30);
-
-        match self.seen {
-            Some((seen, since)) if seen == stamp => since.elapsed() >= LONG,
-            _ => {
-                self.seen = Some((stamp, Instant::now()));
-                false
-            }
-        }
-    }
-
-    /// 1. pinned anew: what is deferred from now on waits for the next turn;
-    /// 2. how far the log has got that was handed to the system; must come after 1, or sled may
-    ///    free a later segment in between;
-    /// 3. a sync; must come after 2, or that is not durable;
-    /// 4. the note of 2; must come before 5, or a later segment is freed;
-    /// 5. the older pin let go.
-    ///
-    /// If a step fails the older pin stays, and what is freed waits.
-    ///
-    /// sled frees something only after it has written to the log. If nothing was written since a
-    /// turn that found the log at rest, 1 and 5 are enough. The log must be looked at after 1, or
-    /// sled may write and free in between.
-    fn turn(
-        &mut self,
-        files: &Files,
-        (db, segment_size): (&sled::Db, usize),
-        (flushes, durable): (&Flushes, &mut Durable),
-    ) -> Result<()> {
-        let pinned = self.places[self.next].pin();
-        let during = |e| Error::io("looking at the log", e);
-        let log = files.log().metadata().map_err(during)?;
-        let stamp = (log.modified().map_err(during)?, log.len());
-        let settles = self.look(stamp);
-        if self.settled == Some(stamp) {
-            self.hold(pinned);
-            return Ok(());
-        }
-        let Some(reached) = reached(db, segment_size, flushes) else { return Ok(()) };
-        // A batch that has failed by now may be before it.
-        files.check_writable()?;
-        files.sync()?;
-        durable.note_in(files, Some(reached))?;
-        self.settled = settles.then_some(stamp);
-        self.hold(pinned);
-        Ok(())
-    }
-
-    /// Lets go of the older pin.
-    fn hold(&mut self, pinned: Guard) {
-        self.held = Some(pinned);
-        self.next = 1 - self.next;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
@@ -446,30 +352,6 @@ mod tests {
         other.apply_batch(sled::Batch::default()).unwrap();
         // What waits is part of this process, and others are pinned by it.
         drop(left);
-    }
-
-    /// Else the next opening, which looks from the note on, does not see that it failed.
-    #[test]
-    fn nothing_is_noted_beyond_where_a_batch_began_that_is_under_way() {
-        const SIZE: usize = 64 << 10;
-
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
-        let db = sled::Config::new().path(dir.path()).segment_size(SIZE).open().unwrap();
-        let flushes = Flushes::default();
-        let written = || db.context.pagecache.log.stable_offset();
-        let noted = || reached(&db, SIZE, &flushes);
-        let first = flushes.begin_batch(&files, written).unwrap();
-        assert_eq!(noted(), Some(0));
-        for i in 0..200u8 {
-            db.insert([i], vec![i; 1000]).unwrap();
-        }
-        flush::flush(&db).unwrap();
-        let second = flushes.begin_batch(&files, written).unwrap();
-        assert_eq!(noted(), None);
-        drop(first);
-        assert!(noted().is_some_and(|segment| segment > 0 && segment % SIZE as i64 == 0));
-        drop(second);
     }
 
     /// The collector is the process's: whoever else uses it must not wait for our next write.

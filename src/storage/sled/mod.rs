@@ -10,6 +10,7 @@ mod flush;
 mod keeper;
 mod keys;
 mod log;
+mod pins;
 mod scan;
 mod settings;
 mod sums;

@@ -150,17 +150,16 @@ impl Shared {
                 written = digest.note_deletion(database, deletion, &deleted);
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, &in_batch));
-            match &written {
-                Ok(()) => {
-                    for (key, old, new) in &changes {
-                        let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(v));
-                        digest.changed((space, key), prints[0], prints[1]);
-                    }
-                    if let Some(deletion) = &mut deletion {
-                        deletion.made();
-                    }
+            if written.is_ok() || are_made(database, space, &changes) {
+                for (key, old, new) in &changes {
+                    let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(v));
+                    digest.changed((space, key), prints[0], prints[1]);
                 }
-                Err(_) => undo(database, space, &changes),
+                if let Some(deletion) = &mut deletion {
+                    deletion.made();
+                }
+            } else {
+                undo(database, space, &changes);
             }
             for (key, ..) in &changes {
                 notes.add(space, key);
@@ -200,6 +199,12 @@ fn holds(database: &Database, space: Space, key: &[u8], value: Option<&[u8]>) ->
 
 /// A key, what it had, and what it gets.
 type Change = (Vec<u8>, Option<sled::IVec>, Option<Vec<u8>>);
+
+/// Whether all of a batch is there that failed: sled may have ended it in its log, where it would be
+/// there by half if it were taken back.
+fn are_made(database: &Database, space: Space, changes: &[Change]) -> bool {
+    changes.iter().all(|(key, _, new)| holds(database, space, key, new.as_deref()).unwrap_or(false))
+}
 
 /// Takes back what sled has made of a batch before it met an error: it makes the writes of one
 /// after the other, and leaves those that it made. Where that fails no more writes are taken. It is
@@ -370,7 +375,7 @@ mod tests {
         type Fails = fn(&SledStorage) -> Result<()>;
         const KEY: &[u8] = b"k";
         let value = |i| Some(vec![i; 20]);
-        let fails: [(Fails, Option<Vec<u8>>); 5] = [
+        let fails: [(Fails, Option<Vec<u8>>); 7] = [
             (|s| s.put(Space::Records, KEY, Some(vec![2; 20])), value(2)),
             (|s| s.put(Space::Records, KEY, None), value(1)),
             (
@@ -388,6 +393,15 @@ mod tests {
                 value(2),
             ),
             (|s| s.put_position(b"later".to_vec()), value(1)),
+            (
+                |s| {
+                    let write = |key: &[u8], value| Write { key: key.to_vec(), value };
+                    let puts = vec![write(KEY, Some(vec![2; 20])), write(b"l", Some(vec![1]))];
+                    s.apply(Space::Records, puts)
+                },
+                value(2),
+            ),
+            (|s| s.apply(Space::Records, vec![Write { key: KEY.to_vec(), value: None }]), value(1)),
         ];
         for (i, (fails, found)) in fails.into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
