@@ -46,14 +46,16 @@ fn value(name: &str, len: usize) -> Vec<u8> {
     name.bytes().cycle().take(len).collect()
 }
 
-/// Says how a step ended, in one write: nothing torn is counted.
-fn said(step: &str, outcome: Result<()>) {
+/// Says how a step ended, in one write: nothing torn is counted. Whether it was done.
+fn said(step: &str, outcome: Result<()>) -> bool {
     use std::io::Write;
+    let is_done = outcome.is_ok();
     let line = match outcome {
         Ok(()) => format!("\nack {step}\n"),
         Err(error) => format!("\nerror {step}: {error}\n"),
     };
     std::io::stdout().write_all(line.as_bytes()).unwrap();
+    is_done
 }
 
 /// Not a test of its own: the process whose calls fail.
@@ -69,8 +71,11 @@ fn child_works() {
         let org = store.create_org("acme", OrgPolicy::byok())?;
         said("created", Ok(()));
         let durable = org.durable();
+        let mut acknowledged = Vec::new();
         for (name, len) in RECORDS {
-            said(name, durable.put(name, value(name, len)));
+            if said(name, durable.put(name, value(name, len))) {
+                acknowledged.push(name);
+            }
         }
         let batch = durable.batch().put("f/x", "1").put("f/y", "2").delete("d");
         said("batch", batch.commit());
@@ -78,7 +83,9 @@ fn child_works() {
         said("hidden", Ok(()));
         let durable = hidden.durable();
         for (name, len) in HIDDEN.into_iter().chain([LONG[0]]) {
-            said(name, durable.put(name, value(name, len)));
+            if said(name, durable.put(name, value(name, len))) {
+                acknowledged.push(name);
+            }
         }
         let long = durable.batch().delete(LONG[0].0);
         let puts = LONG[1..].iter();
@@ -91,15 +98,26 @@ fn child_works() {
                     let ended = rotation.wait_timeout(Duration::from_secs(3));
                     said("rotated", ended.map(drop));
                 }
-                Err(error) => said("rotated", Err(error)),
+                Err(error) => drop(said("rotated", Err(error))),
             }
         }
-        for (name, len) in RECORDS {
+        let records = RECORDS.iter().filter(|(name, _)| *name != "d");
+        let records = records.map(|record| (&org, record));
+        for (org, (name, len)) in records.chain(HIDDEN.iter().map(|record| (&hidden, record))) {
             match org.get(name) {
-                Ok(Some(found)) => assert!(found[..] == value(name, len)[..], "a wrong value"),
-                Ok(None) => {}
-                Err(error) => said("get", Err(error)),
+                Ok(Some(found)) => assert!(found[..] == value(name, *len)[..], "a wrong value"),
+                Ok(None) => assert!(!acknowledged.contains(name), "{name} is gone"),
+                Err(error) => drop(said("get", Err(error))),
             }
+        }
+        let long = LONG.iter().map(|(name, _)| hidden.get(name).map(|found| found.is_some()));
+        match long.collect::<Result<Vec<_>>>() {
+            Ok(long) => {
+                let made = long[1];
+                assert!(long[1..].iter().all(|is_there| *is_there == made), "{long:?}");
+                assert!(long[0] != made || !acknowledged.contains(&LONG[0].0), "{long:?}");
+            }
+            Err(error) => drop(said("get", Err(error))),
         }
         said("verified", store.verify());
         store.close()

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use byokv::{Error, KeyState, Options, Org, OrgPolicy, RetirePolicy, RootKey, Store};
+use byokv::{
+    BackupContents, Error, KeyState, Options, Org, OrgPolicy, RetirePolicy, RootKey, Store,
+};
 
-use super::common::{key_text, material};
+use super::common::{key_text, material, new_key};
 
 /// splitmix64.
 pub(crate) struct Random(pub(crate) u64);
@@ -240,10 +242,20 @@ impl Operator {
                 });
             }
             11 => drop(tell(ids, "sync", |_| store.sync())),
+            12 => drop(tell(ids, "backup", |_| back_up(store))),
             // Time for the rotations.
             _ => std::thread::park_timeout(Duration::from_millis(random.below(40))),
         }
     }
+}
+
+/// While the agents write. The key is never used again.
+fn back_up(store: &Store) -> byokv::Result<()> {
+    let (key, mut file) = (new_key(), Vec::new());
+    let made = store.backup(&key).write_to(&mut file)?;
+    let read = BackupContents::read(&key, &file[..])?;
+    assert_eq!((read.is_complete(), read), (true, made));
+    Ok(())
 }
 
 /// Looks at everything, lets what is unfinished finish, and says what it found.

@@ -187,14 +187,20 @@ impl Database {
     fn attempt<T>(&self, during: &str, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         let done = guarded(self.dir(), during, Some(&self.files().broken), f);
         #[cfg(test)]
-        if FAILS_BEHIND.take() {
+        if FAILS_BEHIND.replace(FAILS_BEHIND.get().saturating_sub(1)) == 1 {
             return Err(Error::io(during, io::ErrorKind::Other.into()));
         }
         done
     }
 
-    pub(super) fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+    fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         guarded(self.dir(), "reading", Some(&self.files().broken), f)
+    }
+
+    /// Reads keys that are not known before.
+    pub(super) fn walking<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+        let read = self.reading(f)?;
+        self.files().check_known(None).map(|()| read)
     }
 
     /// Refused once sled has panicked or a sync has failed: its accounts of what is free may be
@@ -251,8 +257,7 @@ impl Database {
 
 impl Database {
     pub(super) fn get(&self, space: Space, key: &[u8]) -> Result<Option<Stored>> {
-        let tree = self.tree(space);
-        self.reading(|| Ok(tree.get(escape(key))?.map(Stored)))
+        self.get_raw(space, &escape(key)).map(|found| found.map(Stored))
     }
 
     /// Writes one pair as sled has it.
@@ -285,7 +290,8 @@ impl Database {
         self.writing(|| tree.remove(key).map(drop))
     }
 
-    /// Makes a pair what it was, though no more writes are taken.
+    /// Makes a pair what it was, though no more writes are taken. Where that fails, it cannot be read
+    /// any more.
     pub(super) fn put_back(
         &self,
         space: Space,
@@ -293,23 +299,24 @@ impl Database {
         old: Option<&sled::IVec>,
     ) -> Result<()> {
         let tree = self.tree(space);
-        self.attempt("taking a batch back", || match old {
+        let back = self.attempt("taking a batch back", || match old {
             Some(old) => tree.insert(key, old).map(drop),
             None => tree.remove(key).map(drop),
-        })
+        });
+        back.inspect_err(|_| self.files().note_unknown(space, key))
     }
 
     /// Over keys as sled has them.
     pub(super) fn range(&self, space: Space, range: RawRange) -> Result<sled::Iter> {
         let tree = self.tree(space);
-        self.reading(|| Ok(tree.range(range)))
+        self.walking(|| Ok(tree.range(range)))
     }
 
     pub(super) fn step(
         &self,
         step: impl FnOnce() -> Option<sled::Result<RawPair>>,
     ) -> Result<Option<RawPair>> {
-        self.reading(|| step().transpose())
+        self.walking(|| step().transpose())
     }
 
     /// Lets no flush begin before what it gives is dropped. What sled makes of a batch that it does
@@ -340,7 +347,8 @@ impl Database {
 
     pub(super) fn get_raw(&self, space: Space, key: &[u8]) -> Result<Option<sled::IVec>> {
         let tree = self.tree(space);
-        self.reading(|| tree.get(key))
+        let found = self.reading(|| tree.get(key))?;
+        self.files().check_known(Some((space, key))).map(|()| found)
     }
 
     pub(super) fn files(&self) -> &Files {
@@ -374,8 +382,8 @@ impl Database {
 
 #[cfg(test)]
 thread_local! {
-    /// The next write of this thread is made, and fails all the same.
-    pub(super) static FAILS_BEHIND: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// Which of the next writes of this thread is made, and fails all the same; none for 0.
+    pub(super) static FAILS_BEHIND: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]
@@ -394,18 +402,21 @@ impl Database {
 mod tests {
     use super::*;
 
-    /// Likewise a flush that a failed write has left waiting.
+    /// Likewise a flush that a failed write has left waiting; as long as the log grows.
     #[test]
     fn who_waits_for_the_first_flush_is_nudged_until_it_ends() {
-        const LONGEST: Duration = Duration::from_secs(20);
+        const LONGEST: Duration = Duration::from_secs(2);
 
         let (nudge, nudged_by) = channel::unbounded();
-        let work = move || (0..3).try_for_each(|_| nudged_by.recv_timeout(LONGEST));
-        let done = nudged((Duration::from_millis(1), LONGEST), work, || {
+        let work = move || (0..150).try_for_each(|_| nudged_by.recv_timeout(10 * LONGEST));
+        let reached = AtomicU64::new(0);
+        let (start, times) = (Instant::now(), (Duration::from_millis(20), LONGEST));
+        let done = nudged(times, work, || {
             let _ = nudge.send(());
-            Ok(0)
+            Ok(reached.fetch_add(1, Ordering::Relaxed) as i64)
         });
         assert_eq!(done, Some(Ok(())));
+        assert!(start.elapsed() > LONGEST);
     }
 
     #[test]
@@ -413,11 +424,7 @@ mod tests {
         for fails in [false, true] {
             let (_never, waits) = channel::bounded::<()>(0);
             let work = move || waits.recv().map_err(|_| "let go");
-            let moved = AtomicU64::new(0);
-            let nudge = move || match fails {
-                true => Err("nudge"),
-                false => Ok(moved.fetch_add(1, Ordering::Relaxed).min(5) as i64),
-            };
+            let nudge = move || if fails { Err("nudge") } else { Ok(5) };
             let times = (Duration::from_millis(1), Duration::from_millis(50));
             let (say, said) = channel::bounded(1);
             std::thread::spawn(move || say.send(nudged(times, work, nudge)));

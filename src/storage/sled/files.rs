@@ -1,7 +1,7 @@
 //! sled's files besides what sled does with them: made durable, and given up once the disk has
 //! refused that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::super::Space;
 use super::border::note_refusal;
 use super::sums::{self, Head, Sums};
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub(super) struct Files {
     blobs: Mutex<Blobs>,
     /// The first panic of sled's, or the first sync that the disk refused.
     pub(super) broken: OnceLock<Error>,
+    /// Keys of which sled may show what was refused, until it is opened again.
+    unknown: Mutex<HashSet<(Space, Vec<u8>)>>,
     /// Bytes that were written since the disk was last asked for its free space.
     unasked: AtomicU64,
     /// Whether there was too little then.
@@ -56,6 +59,7 @@ impl Files {
             log,
             blobs: Mutex::default(),
             broken: OnceLock::new(),
+            unknown: Mutex::default(),
             unasked: AtomicU64::new(0),
             short: AtomicBool::new(true),
         })
@@ -75,6 +79,23 @@ impl Files {
 
     pub(super) fn stop_writing(&self, error: Error) -> Error {
         self.broken.get_or_init(|| error).clone()
+    }
+
+    /// sled holds for this key what was refused, and could not take it back. No more writes are taken.
+    pub(super) fn note_unknown(&self, space: Space, key: &[u8]) {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.insert((space, key.to_vec()));
+    }
+
+    /// For who has read that key, or any.
+    pub(super) fn check_known(&self, key: Option<(Space, &[u8])>) -> Result<()> {
+        let Some(error) = self.broken.get() else { return Ok(()) };
+        let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unknown = match key {
+            Some((space, key)) => unknown.contains(&(space, key.to_vec())),
+            None => !unknown.is_empty(),
+        };
+        if is_unknown { Err(error.clone()) } else { Ok(()) }
     }
 
     /// Whether sled's buffers may wait for ever: it could not make a write, or has panicked.

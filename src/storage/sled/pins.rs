@@ -183,14 +183,19 @@ mod tests {
             assert_eq!(turn(), first);
         }
         std::thread::scope(|scope| {
-            let (start, flushes) = (Instant::now(), &flushes);
-            scope.spawn(move || {
+            let (start, flushes, files) = (Instant::now(), &flushes, &files);
+            let kept_out = scope.spawn(move || {
                 while !flushes.keeps_batches_out() && start.elapsed() < LONGEST {
                     std::thread::yield_now();
                 }
+                let (begun, begins) = channel::bounded(1);
+                scope.spawn(move || begun.send(flushes.begin_batch(files, || 0).is_ok()));
+                let waits = begins.recv_timeout(Duration::from_millis(50)).is_err();
                 drop(batch);
+                waits
             });
             assert_ne!(turn(), first);
+            assert!(kept_out.join().unwrap());
         });
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn walk(
     let mut some = Vec::with_capacity(PAIRS);
     loop {
         let mut bytes = 0;
-        let ended = database.reading(|| {
+        let ended = database.walking(|| {
             while some.len() < PAIRS && bytes < BYTES {
                 let Some(pair) = pairs.next() else { return Ok(true) };
                 let (key, value) = pair?;

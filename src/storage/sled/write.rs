@@ -231,6 +231,7 @@ mod tests {
     use super::super::{SledOptions, SledStorage, Storage};
     use super::*;
     use crate::material::KeyMaterial;
+    use crate::storage::prefix_range;
 
     fn open(dir: &Path) -> SledStorage {
         let options = SledOptions {
@@ -369,48 +370,78 @@ mod tests {
         }
     }
 
-    /// sled tells of what it met behind the write, as where it cannot split the page.
+    /// As where sled has met an error in writing its log, and writes nothing more.
+    #[test]
+    fn what_cannot_be_taken_back_is_not_taken_for_deleted() {
+        let key = |i: u32| i.to_be_bytes();
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = open(dir.path());
+            storage.begin().unwrap();
+            for i in 0..40 {
+                storage.put(Space::Records, &key(i), Some(vec![1; 20])).unwrap();
+            }
+            let write = |i: u32, value| Write { key: key(i).to_vec(), value };
+            let mut batch: Vec<_> = (0..40).map(|i| write(i, None)).collect();
+            batch.push(write(200, Some(vec![3; 1 << 20])));
+            let before = storage.scan(Space::Records, prefix_range(b""));
+            // After the note and the batch: the first that is taken back.
+            FAILS_BEHIND.set(3);
+            fail(&storage, batch);
+            if FAILS_BEHIND.replace(0) > 0 {
+                // sled began with the one that fails.
+                continue;
+            }
+            let found = (0..40).map(|i| storage.get(Space::Records, &key(i)));
+            let refused: Vec<_> =
+                found.filter_map(|found| found.map(Option::unwrap).err()).collect();
+            assert!(matches!(refused[..], [Error::WriteFailed { .. }]), "{refused:?}");
+            let all = prefix_range(b"");
+            assert!(storage.walk(Space::Records, all.clone(), &mut |_, _| true).is_err());
+            for mut pairs in [before, storage.scan(Space::Records, all)] {
+                assert!(pairs.any(|pair| pair.is_err()));
+            }
+            return;
+        }
+        panic!("no batch failed in the middle");
+    }
+
+    /// sled tells of what it met behind the write, as where it cannot split the page. A deletion is
+    /// the second write, after its note.
     #[test]
     fn a_write_that_failed_and_is_there_counts() {
         type Fails = fn(&SledStorage) -> Result<()>;
         const KEY: &[u8] = b"k";
         let value = |i| Some(vec![i; 20]);
-        let fails: [(Fails, Option<Vec<u8>>); 7] = [
-            (|s| s.put(Space::Records, KEY, Some(vec![2; 20])), value(2)),
-            (|s| s.put(Space::Records, KEY, None), value(1)),
-            (
-                |s| {
-                    let old = s.get(Space::Records, KEY)?;
-                    s.compare_and_swap(Space::Records, KEY, old.as_ref(), None).map(drop)
-                },
-                value(1),
-            ),
-            (
-                |s| {
-                    let (old, new) = (s.get(Space::Records, KEY)?, Some(vec![2; 20]));
-                    s.compare_and_swap(Space::Records, KEY, old.as_ref(), new).map(drop)
-                },
-                value(2),
-            ),
-            (|s| s.put_position(b"later".to_vec()), value(1)),
-            (
-                |s| {
-                    let write = |key: &[u8], value| Write { key: key.to_vec(), value };
-                    let puts = vec![write(KEY, Some(vec![2; 20])), write(b"l", Some(vec![1]))];
-                    s.apply(Space::Records, puts)
-                },
-                value(2),
-            ),
-            (|s| s.apply(Space::Records, vec![Write { key: KEY.to_vec(), value: None }]), value(1)),
+        fn swap(storage: &SledStorage, new: Option<Vec<u8>>) -> Result<()> {
+            let old = storage.get(Space::Records, KEY)?;
+            storage.compare_and_swap(Space::Records, KEY, old.as_ref(), new).map(drop)
+        }
+        fn batch(storage: &SledStorage, new: Option<Vec<u8>>) -> Result<()> {
+            let write = |key: &[u8], value| Write { key: key.to_vec(), value };
+            storage.apply(Space::Records, vec![write(KEY, new), write(b"l", Some(vec![1]))])
+        }
+        let fails: [(u32, Fails, Option<Vec<u8>>); 10] = [
+            (1, |s| s.put(Space::Records, KEY, Some(vec![2; 20])), value(2)),
+            (1, |s| s.put(Space::Records, KEY, None), value(1)),
+            (2, |s| s.put(Space::Records, KEY, None), None),
+            (1, |s| swap(s, None), value(1)),
+            (2, |s| swap(s, None), None),
+            (1, |s| swap(s, Some(vec![2; 20])), value(2)),
+            (1, |s| s.put_position(b"later".to_vec()), value(1)),
+            (1, |s| batch(s, Some(vec![2; 20])), value(2)),
+            (1, |s| batch(s, None), value(1)),
+            (2, |s| batch(s, None), None),
         ];
-        for (i, (fails, found)) in fails.into_iter().enumerate() {
+        for (i, (nth, fails, found)) in fails.into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
             let storage = open(dir.path());
             storage.begin().unwrap();
             storage.put(Space::Records, KEY, value(1)).unwrap();
             storage.put_position(b"p".to_vec()).unwrap();
-            FAILS_BEHIND.set(true);
+            FAILS_BEHIND.set(nth);
             assert!(fails(&storage).is_err(), "{i}");
+            assert_eq!(FAILS_BEHIND.get(), 0, "{i}");
             let held = storage.get(Space::Records, KEY).unwrap();
             assert_eq!(held.map(|held| held.to_vec()), found, "{i}");
             assert!(storage.is_whole().unwrap(), "{i}");
