@@ -109,6 +109,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => who().prop_map(Op::Wait),
         1 => Just(Op::Sync),
         2 => Just(Op::Reopen),
+        1 => Just(Op::Verify),
+        1 => (who(), name()).prop_map(|(w, n)| Op::ScanInParallel(w, n)),
+        1 => Just(Op::BackUp),
     ]
 }
 

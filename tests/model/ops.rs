@@ -90,6 +90,10 @@ pub(crate) enum Op {
     ChangeRootKey,
     Sync,
     Reopen,
+    Verify,
+    ScanInParallel(Who, Bytes),
+    /// And restored, to a store of its own.
+    BackUp,
 }
 
 impl fmt::Debug for Bytes {
@@ -166,6 +170,13 @@ impl fmt::Debug for Op {
             ),
             Self::Sync => f.write_str("store.sync();"),
             Self::Reopen => f.write_str("store.close(); store = Store::open(data, root);"),
+            Self::Verify => f.write_str("store.verify();"),
+            Self::ScanInParallel(org, prefix) => {
+                write!(f, "{org:?}.scan({prefix:?}).parallel(2);")
+            }
+            Self::BackUp => f.write_str(
+                "store.backup(&key).write_to(file); other.restore(&key).read_from(file);",
+            ),
         }
     }
 }
