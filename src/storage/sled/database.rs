@@ -290,8 +290,7 @@ impl Database {
         self.writing(|| tree.remove(key).map(drop))
     }
 
-    /// Makes a pair what it was, though no more writes are taken. Where that fails, it cannot be read
-    /// any more.
+    /// Makes a pair what it was, though no more writes are taken.
     pub(super) fn put_back(
         &self,
         space: Space,
@@ -299,11 +298,10 @@ impl Database {
         old: Option<&sled::IVec>,
     ) -> Result<()> {
         let tree = self.tree(space);
-        let back = self.attempt("taking a batch back", || match old {
+        self.attempt("taking a batch back", || match old {
             Some(old) => tree.insert(key, old).map(drop),
             None => tree.remove(key).map(drop),
-        });
-        back.inspect_err(|_| self.files().note_unknown(space, key))
+        })
     }
 
     /// Over keys as sled has them.

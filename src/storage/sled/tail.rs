@@ -135,9 +135,9 @@ fn newest_snapshot(dir: &Path) -> io::Result<i64> {
 
 /// Cuts the log off at the first piece behind `from` that is not whole, if anything lies behind
 /// it: then sled would go on there. And where a batch failed: what sled had made of it may be here,
-/// and what took that back not. Nothing was acknowledged as durable since. What lies before sled's newest snapshot was durable before that
-/// was made, and is not read on recovery: a gap there is damage, and not of a power cut. sled
-/// refuses a log that is shorter.
+/// and what took that back not. Nothing was acknowledged as durable since. What lies before sled's
+/// newest snapshot was durable before that was made, and is not read on recovery: a gap there is
+/// damage, and not of a power cut. sled refuses a log that is shorter.
 fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     let blobs = &dir.join("blobs");
     let segments = log::segments(log, size)?;

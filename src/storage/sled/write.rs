@@ -207,8 +207,8 @@ fn are_made(database: &Database, space: Space, changes: &[Change]) -> bool {
 }
 
 /// Takes back what sled has made of a batch before it met an error: it makes the writes of one
-/// after the other, and leaves those that it made. Where that fails no more writes are taken. It is
-/// for who reads now: the next opening cuts the log off before the batch.
+/// after the other, and leaves those that it made. Where that fails no more writes are taken, and the
+/// key is not read. It is for who reads now: the next opening cuts the log off before the batch.
 fn undo(database: &Database, space: Space, changes: &[Change]) {
     for (key, old, new) in changes {
         let undone = match holds(database, space, key, new.as_deref()) {
@@ -217,6 +217,7 @@ fn undo(database: &Database, space: Space, changes: &[Change]) {
         };
         // The others are taken back all the same.
         if let Err(error) = undone {
+            database.files().note_unknown(space, key);
             database.stop_writing(error);
         }
     }
