@@ -348,7 +348,7 @@ pub enum Error {
     /// byokv itself failed. The old key is kept.
     #[error(
         "a bug in byokv stopped the rotation of org \"{org}\"; nothing was lost, the old key is \
-         kept, other orgs go on; please report it with the panic message"
+         kept, other orgs go on; please report it with the log or panic message"
     )]
     Bug {
         /// The org.

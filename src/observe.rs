@@ -197,6 +197,19 @@ impl Census {
         self.by_version.contains_key(&version) || self.by_name_version.contains_key(&version)
     }
 
+    pub(crate) fn add(&mut self, other: Self) {
+        fn add<K: Ord>(to: &mut BTreeMap<K, u64>, other: BTreeMap<K, u64>) {
+            for (key, count) in other {
+                *to.entry(key).or_default() += count;
+            }
+        }
+
+        add(&mut self.by_version, other.by_version);
+        add(&mut self.by_suite, other.by_suite);
+        add(&mut self.by_name_version, other.by_name_version);
+        self.malformed += other.malformed;
+    }
+
     /// All records seen.
     #[must_use]
     pub fn total(&self) -> u64 {

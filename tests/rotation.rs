@@ -248,6 +248,36 @@ fn a_pause_is_obeyed_while_headers_are_counted() {
     drop(hook);
 }
 
+/// However much there is to delete, and though another org rests.
+#[test]
+fn commands_are_obeyed_while_an_org_is_erased() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "resting", 10);
+    filled(&store, "doomed", 6000);
+    // What is paused once it has ended keeps the next one waiting, from its begin.
+    let ended = store.keys().rotate_platform_key("resting").unwrap();
+    ended.wait().unwrap();
+    ended.pause().unwrap();
+    let resting = store.keys().rotate_platform_key("resting").unwrap();
+    until(&resting, |progress| progress.paused && progress.phase == Phase::Queued);
+    let (seen, told) = std::sync::mpsc::channel();
+    let steps = std::sync::atomic::AtomicU32::new(0);
+    let hook = failpoint::on("erase.deleted", "doomed", move || {
+        match steps.fetch_add(1, Ordering::Relaxed) {
+            0 => resting.resume().unwrap(),
+            5 => seen.send(resting.progress().phase).unwrap(),
+            _ => {}
+        }
+    });
+    store.keys().erase_org("doomed").unwrap().wait().unwrap();
+    assert_ne!(told.recv().unwrap(), Phase::Queued, "it was resumed five steps ago");
+    drop(hook);
+    if let Some(rotation) = store.keys().rotation("resting").unwrap() {
+        rotation.ended();
+    }
+}
+
 /// A clean close in the middle loses no count.
 #[test]
 fn the_certificate_counts_over_clean_closes() {

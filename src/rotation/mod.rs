@@ -10,6 +10,7 @@ mod erase;
 mod governor;
 mod handle;
 mod hold;
+mod job;
 mod pass;
 mod progress;
 mod retire;
@@ -151,12 +152,15 @@ impl Rotations {
         let paused = board.settings.paused.contains(&org.id);
         let report = board.reports.entry(org.id);
         let report = report.or_insert_with(|| Report::queued(&org.name));
-        report.progress.paused = paused;
         report.blocked = None;
         report.woken += 1;
         let woken = report.woken;
-        if report.progress.phase == Phase::Done {
+        let is_new = report.progress.phase == Phase::Done;
+        if is_new {
             *report = Report { woken, ..Report::queued(&org.name) };
+        }
+        report.progress.paused = paused;
+        if is_new {
             board.asked.remove(&org.id);
         }
         self.send(&board, Command::Wake(Arc::clone(org), woken));

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::spans::{self, Spans};
-use super::thread::{Work, let_others_go_first};
+use super::job::{Amount, Chunk, Done, Job, Kind};
+use super::spans::{self, Spans, Walk};
+use super::thread::let_others_go_first;
 use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -78,8 +77,13 @@ impl Cursor {
         Self::over(prefix_range(org.as_bytes()))
     }
 
-    fn over(range: Range) -> Self {
+    pub(super) fn over(range: Range) -> Self {
         Self { range, next: None, exhausted: false }
+    }
+
+    /// What it has not come to, of a range without another one behind it.
+    pub(super) fn rest(self) -> Option<Range> {
+        (!self.exhausted).then_some(self.range)
     }
 
     /// For who walks while records move.
@@ -134,9 +138,7 @@ impl Cursor {
 
 /// A pass that is under way.
 pub(super) struct Pass {
-    /// No other pass of this process has it.
-    number: u64,
-    spans: Spans,
+    walk: Walk,
     pub(super) tally: Tally,
     leaving: Leaving,
 }
@@ -167,18 +169,13 @@ pub(super) struct CleanPass {
 
 impl Pass {
     pub(super) fn new(org: &OrgState) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-
         let leaving = Leaving::when(&org.gate.drained());
-        Self {
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            spans: Spans::against_moves(org, leaving.active),
-            tally: Tally::default(),
-            leaving,
-        }
+        let walk = Walk::new(Spans::against_moves(org, leaving.active));
+        Self { walk, tally: Tally::default(), leaving }
     }
 
-    /// A chunk for a thread; `None` if there is none before one comes back.
+    /// A chunk for a thread; `None` if there is none before one comes back. Fails as
+    /// [`Walk::take`] does.
     pub(super) fn job(
         &mut self,
         engine: &Engine,
@@ -186,36 +183,27 @@ impl Pass {
         chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let Some(span) = self.spans.take(engine, chunk.at_once)? else { return Ok(None) };
+        let Some(span) = self.walk.take(engine, chunk.at_once)? else { return Ok(None) };
         let expected = self.tally.expected(chunk.records);
         Ok(Some(Job {
             inside,
             org: Arc::clone(org),
             span,
-            most: chunk.records,
-            expected,
+            kind: Kind::Rewrite { most: chunk.records, expected },
             charged: Duration::ZERO,
-            pass: self.number,
+            walk: self.walk.number(),
         }))
     }
 
-    /// A chunk came back; gives why it was not finished. One of another pass says nothing here.
-    pub(super) fn done(&mut self, done: Done) -> Option<Error> {
-        if done.pass != self.number {
-            return None;
+    /// A chunk came back. One of another pass says nothing here.
+    pub(super) fn done(&mut self, mut done: Done) {
+        if self.walk.back(&mut done) {
+            self.tally.add(done.tally);
         }
-        self.spans.give_back(done.rest);
-        self.tally.add(done.tally);
-        done.error
-    }
-
-    /// Whether chunks are with threads.
-    pub(super) fn is_out(&self) -> bool {
-        self.spans.are_out()
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.spans.are_taken() && !self.is_out()
+        self.walk.is_over()
     }
 
     /// Unreadable blocks retirement (invariant 7): gives the proof only for a clean pass.
@@ -229,75 +217,22 @@ impl Pass {
     }
 }
 
-/// How a pass is cut for the threads.
-#[derive(Clone, Copy)]
-pub(super) struct Chunk {
-    /// At most so many in one.
-    pub(super) records: usize,
-    /// Chunks that the threads may have.
-    pub(super) at_once: usize,
-}
-
-/// A chunk for a thread: the first records of a span.
-pub(super) struct Job {
-    pub(super) inside: tracing::Span,
-    pub(super) org: Arc<OrgState>,
-    pub(super) span: Range,
-    /// At most so many, and about `CHUNK_BYTES`.
-    pub(super) most: usize,
-    /// What they may come to.
-    pub(super) expected: Amount,
-    /// How long the next one had to wait for that.
-    pub(super) charged: Duration,
-    /// The number of the pass.
-    pass: u64,
-}
-
-/// Records and bytes of their envelopes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Amount {
-    pub(super) records: u64,
-    pub(super) bytes: u64,
-}
-
-/// What a thread made of it.
-pub(super) struct Done {
-    pub(super) org: OrgId,
-    pub(super) tally: Tally,
-    /// What of the span it did not come to.
-    pub(super) rest: Option<Range>,
-    pub(super) charged: Duration,
-    pass: u64,
-    pub(super) busy: Duration,
-    /// Why the chunk was not finished.
-    pub(super) error: Option<Error>,
-}
-
-impl Job {
-    /// Never panics: a panic stops this org's rotation, not the store.
-    pub(super) fn run(self, engine: &Engine) -> Done {
-        let _inside = self.inside.enter();
-        let work = Work::begin();
-        let mut tally = Tally::default();
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut cursor = Cursor::over(self.span);
-            for (i, (key, stored)) in cursor.chunk(engine, self.most)?.into_iter().enumerate() {
-                if i % IN_A_ROW == 0 {
-                    let_others_go_first();
-                }
-                tally.bytes += stored.len() as u64;
-                rewrite(engine, &self.org, &key, stored, &mut tally)?;
-            }
-            Ok((!cursor.exhausted).then_some(cursor.range))
-        }));
-        let (rest, error) = match outcome {
-            Ok(Ok(rest)) => (rest, None),
-            Ok(Err(error)) => (None, Some(error)),
-            Err(_) => (None, Some(Error::Bug { org: self.org.name.to_string() })),
-        };
-        let Self { org, charged, pass, .. } = self;
-        Done { org: org.id, tally, rest, charged, pass, busy: work.done(), error }
+/// Rewrites the next records, at most `most` and about `CHUNK_BYTES`.
+pub(super) fn rewrite_next(
+    engine: &Engine,
+    org: &OrgState,
+    cursor: &mut Cursor,
+    most: usize,
+    tally: &mut Tally,
+) -> Result<()> {
+    for (i, (key, stored)) in cursor.chunk(engine, most)?.into_iter().enumerate() {
+        if i % IN_A_ROW == 0 {
+            let_others_go_first();
+        }
+        tally.bytes += stored.len() as u64;
+        rewrite(engine, org, &key, stored, tally)?;
     }
+    Ok(())
 }
 
 /// Brings one record under the active key by compare-and-swap on the exact old envelope. A lost

@@ -2,11 +2,68 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::job::Done;
 use crate::engine::{Engine, OrgState, split_at_places_of};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::KeyVersion;
 use crate::storage::{Range, Space, prefix_range};
+
+/// A walk of the threads over an org's records, each in a span of its own.
+pub(super) struct Walk {
+    /// No other walk of this process has it.
+    number: u64,
+    spans: Spans,
+    /// Why a span was not walked.
+    fault: Option<Error>,
+}
+
+impl Walk {
+    pub(super) fn new(spans: Spans) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+        Self { number: NUMBER.fetch_add(1, Ordering::Relaxed), spans, fault: None }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// A span for a thread; `None` if there is none before one comes back. Fails if any span was
+    /// not walked, and once no thread has one: there is nothing more in this walk then.
+    pub(super) fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
+        if self.fault.is_none() {
+            match self.spans.take(engine, wanted) {
+                Ok(span) => return Ok(span),
+                Err(error) => self.fault = Some(error),
+            }
+        }
+        let waited = self.spans.out == 0;
+        self.fault.take_if(|_| waited).map_or(Ok(None), Err)
+    }
+
+    /// A span is back, with what of it was not walked; `false` for one of another walk.
+    pub(super) fn back(&mut self, done: &mut Done) -> bool {
+        if done.walk != self.number {
+            return false;
+        }
+        self.spans.give_back(done.rest.clone());
+        self.fault = self.fault.take().or(done.error.take());
+        true
+    }
+
+    /// As a bug would.
+    #[cfg(test)]
+    pub(super) fn lose_a_span(&mut self) {
+        self.spans.idle.pop_back().unwrap();
+    }
+
+    /// Whether every span was walked.
+    pub(super) fn is_over(&self) -> bool {
+        self.fault.is_none() && self.spans.are_taken() && self.spans.out == 0
+    }
+}
 
 /// What of an org's records is yet to be walked: every one of them lies in exactly one span,
 /// or was walked.
@@ -21,14 +78,18 @@ pub(super) struct Spans {
 }
 
 impl Spans {
+    pub(super) fn over(range: Range) -> Self {
+        Self { idle: VecDeque::from([range]), out: 0, next: None, is_large: false }
+    }
+
     pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> Self {
         let (first, next) = against_moves(org, active);
-        Self { idle: VecDeque::from([first]), out: 0, next, is_large: false }
+        Self { next, ..Self::over(first) }
     }
 
     /// A span for a thread, cut such that there are about as many as `wanted`; `None` if there is
     /// none before one comes back.
-    pub(super) fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
+    fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
         if self.idle.is_empty() && self.out == 0 {
             self.idle.extend(self.next.take());
             self.is_large = false;
@@ -56,18 +117,14 @@ impl Spans {
     }
 
     /// A span is back, and what of it was not walked.
-    pub(super) fn give_back(&mut self, rest: Option<Range>) {
+    fn give_back(&mut self, rest: Option<Range>) {
         self.out -= 1;
         self.is_large |= rest.is_some();
         self.idle.extend(rest);
     }
 
-    pub(super) fn are_out(&self) -> bool {
-        self.out > 0
-    }
-
     /// Whether the threads have, or had, everything.
-    pub(super) fn are_taken(&self) -> bool {
+    fn are_taken(&self) -> bool {
         self.idle.is_empty() && self.next.is_none()
     }
 }
@@ -157,7 +214,7 @@ mod tests {
         assert_eq!(most, THREADS);
         walked.sort();
         assert_eq!(walked, names);
-        assert!(spans.are_taken() && !spans.are_out());
+        assert!(spans.are_taken() && spans.out == 0);
     }
 
     /// What lies at a place that records move to comes first, and alone.
@@ -175,7 +232,7 @@ mod tests {
         assert!(!spans.are_taken());
         spans.give_back(None);
         assert_eq!(spans.take(&engine, 4).unwrap().map(|span| span.1), Some(old));
-        assert!(spans.are_taken() && spans.are_out());
+        assert!(spans.are_taken() && spans.out == 1);
     }
 
     #[test]

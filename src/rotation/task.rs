@@ -9,7 +9,8 @@ use super::Report;
 use super::count::HeaderCount;
 use super::erase::Deletion;
 use super::hold;
-use super::pass::{Chunk, CleanPass, Cursor, Done, Job, Pass, Rewritten};
+use super::job::{Chunk, Done, Job};
+use super::pass::{CleanPass, Cursor, Pass, Rewritten};
 use super::progress::{Phase, Progress};
 use super::retire::{self, CountedZero};
 use super::throttle::Meter;
@@ -40,10 +41,7 @@ pub(super) struct Task {
 }
 
 enum Stage {
-    Rewriting {
-        pass: Pass,
-        fault: Option<Error>,
-    },
+    Rewriting(Pass),
     Verifying {
         pass: CleanPass,
         count: HeaderCount,
@@ -97,7 +95,7 @@ impl Survey {
 impl Task {
     pub(super) fn new(org: Arc<OrgState>) -> Self {
         Self {
-            stage: Stage::Rewriting { pass: Pass::new(&org), fault: None },
+            stage: Stage::Rewriting(Pass::new(&org)),
             paused: false,
             is_erasure: false,
             woken: 0,
@@ -172,31 +170,21 @@ impl Task {
                 self.start_pass();
                 Ok(Step::Went)
             }
-            Stage::Rewriting { pass, fault } => {
-                if let Some(error) = fault.take_if(|_| !pass.is_out()) {
-                    return Err(error);
-                }
-                if fault.is_some() {
-                    return Ok(Step::Idle(None));
-                }
+            Stage::Rewriting(pass) => {
                 if pass.is_over() {
                     self.finish_pass();
                     return Ok(Step::Went);
                 }
-                match pass.job(engine, &self.org, chunk, self.span.clone()) {
-                    Ok(Some(job)) => Ok(Step::Job(job)),
-                    Ok(None) => Ok(Step::Idle(None)),
-                    Err(error) => {
-                        *fault = Some(error);
-                        Ok(Step::Went)
-                    }
-                }
+                let job = pass.job(engine, &self.org, chunk, self.span.clone())?;
+                Ok(job.map_or(Step::Idle(None), Step::Job))
             }
             Stage::Verifying { count, .. } => {
-                if !count.step(engine, &self.org)? {
+                if count.is_over() {
                     self.judge(engine)?;
+                    return Ok(Step::Went);
                 }
-                Ok(Step::Went)
+                let job = count.job(engine, &self.org, chunk.at_once, self.span.clone())?;
+                Ok(job.map_or(Step::Idle(None), Step::Job))
             }
             Stage::Retiring { .. } => self.retire(engine).map(|()| Step::Went),
         }
@@ -204,8 +192,7 @@ impl Task {
 
     /// A chunk came back.
     pub(super) fn done(&mut self, engine: &Engine, now: Instant, done: Done) {
-        let scanned = done.tally.scanned();
-        self.meter.add(now, scanned);
+        self.meter.add(now, done.tally.scanned() + done.census.total());
         if !done.tally.rewritten.is_empty() {
             let rewritten = self.rewritten.get_or_insert_default();
             for (&under, count) in &done.tally.rewritten {
@@ -216,8 +203,10 @@ impl Task {
                 tracing::warn!(org = %self.org.name, %error, "progress not noted");
             }
         }
-        if let Stage::Rewriting { pass, fault } = &mut self.stage {
-            *fault = fault.take().or(pass.done(done));
+        match &mut self.stage {
+            Stage::Rewriting(pass) => pass.done(done),
+            Stage::Verifying { count, .. } => count.done(done),
+            _ => {}
         }
     }
 
@@ -240,7 +229,7 @@ impl Task {
     pub(super) fn left(&self) -> Option<u64> {
         match &self.stage {
             _ if self.paused => Some(0),
-            Stage::Rewriting { pass, .. } => {
+            Stage::Rewriting(pass) => {
                 let counted = self.survey.cursor.exhausted.then_some(self.survey.records)?;
                 // More were written since, nobody knows how many.
                 let grown = counted <= pass.tally.scanned() && !pass.is_over();
@@ -252,7 +241,7 @@ impl Task {
 
     /// Records per second of late, while they are rewritten.
     pub(super) fn rate(&self) -> Option<f64> {
-        matches!(self.stage, Stage::Rewriting { .. }).then(|| self.meter.rate()).flatten()
+        matches!(self.stage, Stage::Rewriting(_)).then(|| self.meter.rate()).flatten()
     }
 
     fn start_pass(&mut self) {
@@ -260,13 +249,13 @@ impl Task {
         self.stage = if self.is_erasure {
             Stage::Erasing(Deletion::new(&self.org))
         } else {
-            Stage::Rewriting { pass: Pass::new(&self.org), fault: None }
+            Stage::Rewriting(Pass::new(&self.org))
         };
     }
 
     fn finish_pass(&mut self) {
-        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
-        let Stage::Rewriting { pass, .. } = std::mem::replace(&mut self.stage, fresh) else {
+        let fresh = Stage::Rewriting(Pass::new(&self.org));
+        let Stage::Rewriting(pass) = std::mem::replace(&mut self.stage, fresh) else {
             return;
         };
         let org = self.org.name.to_string();
@@ -290,22 +279,24 @@ impl Task {
     /// The count is complete: what it clears is retired next, or held.
     fn judge(&mut self, engine: &Engine) -> Result<()> {
         failpoint::reach("verify.counted", &self.org.name);
-        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        let fresh = Stage::Rewriting(Pass::new(&self.org));
         let Stage::Verifying { pass, count } = std::mem::replace(&mut self.stage, fresh) else {
             return Ok(());
         };
+        let counted = count.finish(&self.org)?;
+        let records = counted.census().total();
         let (rotating, suite_before) = self.under_way(engine);
         if !rotating {
-            return self.finish(engine, count.census().total());
+            return self.finish(engine, records);
         }
-        let Some(zero) = CountedZero::new(pass, &count, suite_before) else {
+        let Some(zero) = CountedZero::new(pass, &counted, suite_before) else {
             // Nothing is cleared: a newer key came during the pass, or a leaving one is
             // suspended. The next pass finds out.
             return self.still_suspended(engine).map_or(Ok(()), Err);
         };
         let verdict = hold::hold(engine, &self.org, zero.versions())?;
         self.stage = match zero.only(&verdict.go) {
-            Some(zero) => Stage::Retiring { zero, records: count.census().total() },
+            Some(zero) => Stage::Retiring { zero, records },
             None => {
                 self.retry_delay = FIRST_RETRY;
                 Stage::Held { until: verdict.next(), by_hand: verdict.by_hand() }
@@ -315,7 +306,7 @@ impl Task {
     }
 
     fn retire(&mut self, engine: &Engine) -> Result<()> {
-        let fresh = Stage::Rewriting { pass: Pass::new(&self.org), fault: None };
+        let fresh = Stage::Rewriting(Pass::new(&self.org));
         let Stage::Retiring { zero, records } = std::mem::replace(&mut self.stage, fresh) else {
             return Ok(());
         };
@@ -362,10 +353,8 @@ impl Task {
     /// Whether it does something, or could without a command.
     pub(super) fn works(&self) -> bool {
         use Stage::{Erasing, Retiring, Rewriting, Verifying};
-        let at_it = matches!(
-            self.stage,
-            Rewriting { .. } | Verifying { .. } | Retiring { .. } | Erasing(_)
-        );
+        let at_it =
+            matches!(self.stage, Rewriting(_) | Verifying { .. } | Retiring { .. } | Erasing(_));
         at_it && !self.paused
     }
 
@@ -380,7 +369,7 @@ impl Task {
         };
         let mut blocked = None;
         match &self.stage {
-            Stage::Rewriting { pass, .. } => {
+            Stage::Rewriting(pass) => {
                 progress.phase = Phase::Rewriting;
                 progress.scanned = pass.tally.scanned();
                 progress.unreadable = pass.tally.unreadable;
@@ -388,7 +377,7 @@ impl Task {
             }
             Stage::Verifying { count, .. } => {
                 progress.phase = Phase::Verifying;
-                progress.scanned = count.census().total();
+                progress.scanned = count.total();
             }
             Stage::Retiring { records, .. } => {
                 progress.phase = Phase::Retiring;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::pass::Amount;
+use super::job::Amount;
 use crate::audit::rfc3339;
 use crate::error::{Error, Result};
 
@@ -102,7 +102,8 @@ impl Throttle {
     }
 
     /// All worker threads together keep at most this share of one core busy, measured as for
-    /// [`with_share_of_time`](Self::with_share_of_time).
+    /// [`with_share_of_time`](Self::with_share_of_time), also while they count headers, which no
+    /// ceiling of records or bytes is for.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] unless 0.001 ≤ `share` ≤ 64.

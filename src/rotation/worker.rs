@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use super::governor::{Governor, Seen};
-use super::pass::{Amount, Chunk, Done, Job};
+use super::job::{Amount, Chunk, Done, Job};
 use super::task::{Step, Task};
 use super::thread::{Work, stand_back};
 use super::throttle::{Limits, Pace, Throttle};
@@ -170,7 +170,7 @@ impl Coordinator<'_> {
         let mut earliest: Option<Duration> = None;
         while idle < self.tasks.len() {
             if turns == 0 && went {
-                // A long count must not keep commands waiting.
+                // A long deletion must not keep commands waiting.
                 return Some(Duration::ZERO);
             }
             turns = turns.saturating_sub(1);
@@ -188,7 +188,7 @@ impl Coordinator<'_> {
                 Step::Job(mut job) => {
                     idle = 0;
                     self.outstanding += 1;
-                    job.charged = self.pace.handed_out(now, &limits, job.expected);
+                    job.charged = self.pace.handed_out(now, &limits, job.expected());
                     // The channel has room for all that may be outstanding.
                     let _ = self.jobs.send(job);
                 }
