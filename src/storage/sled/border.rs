@@ -23,7 +23,7 @@ pub(super) fn await_release(dir: &Path) -> Result<()> {
     };
     let start = Instant::now();
     loop {
-        match log.try_lock() {
+        match try_lock(&log) {
             Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) if start.elapsed() < LONGEST => {
                 std::thread::park_timeout(STEP);
@@ -36,6 +36,14 @@ pub(super) fn await_release(dir: &Path) -> Result<()> {
             }
         }
     }
+}
+
+/// Whether it could be locked. The lock is let go by itself and not by closing the file: a child that
+/// another thread is just starting has the file too, until it runs its program, and sled does not
+/// wait for that.
+fn try_lock(log: &File) -> Result<(), TryLockError> {
+    log.try_lock()?;
+    log.unlock().map_err(TryLockError::Error)
 }
 
 /// Where a refused sync is noted. Like the pages that the disk did not take, the note may live
@@ -97,5 +105,22 @@ pub(super) fn guarded<T>(
             }
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_tried_is_not_left_locked_to_a_child() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let log = File::create_new(&path).unwrap();
+        // As a child has it.
+        let _inherited = log.try_clone().unwrap();
+        assert!(try_lock(&log).is_ok());
+        drop(log);
+        assert!(File::open(&path).unwrap().try_lock().is_ok());
     }
 }
