@@ -248,6 +248,29 @@ fn a_pause_is_obeyed_while_headers_are_counted() {
     drop(hook);
 }
 
+/// Found in review: the pass that followed had been made before the first key was retired, retired
+/// it again, was refused, and all was done once more.
+#[test]
+fn a_rotation_that_is_overtaken_takes_one_pass_more() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 500);
+    let passes = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let (keys, counted) = (store.keys(), passes.clone());
+    let hook = failpoint::on("rewrite.passed", "acme", move || {
+        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            keys.rotate_platform_key("acme").unwrap();
+        }
+    });
+    store.keys().rotate_platform_key("acme").unwrap().wait().unwrap();
+    // What came in between may not have ended with it.
+    if let Some(second) = store.keys().rotation("acme").unwrap() {
+        second.ended();
+    }
+    assert_eq!(passes.load(Ordering::Relaxed), 2);
+    drop(hook);
+}
+
 /// However much there is to delete, and though another org rests.
 #[test]
 fn commands_are_obeyed_while_an_org_is_erased() {

@@ -7,8 +7,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::job::{Done, Job, Kind};
-use super::pass::Cursor;
+use super::job::{Chunk, Done, Job, Kind};
+use super::pass::{CleanPass, Cursor};
 use super::spans::{Spans, Walk};
 use super::thread::let_others_go_first;
 use crate::engine::{Engine, OrgState, place_version};
@@ -18,8 +18,11 @@ use crate::id::KeyVersion;
 use crate::observe::Census;
 use crate::storage::{Range, prefix_range};
 
-/// Records looked at in one chunk: about a millisecond's.
-const CHUNK: usize = 2048;
+/// Bytes of envelopes that end a chunk: sled has read them whole.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// Records looked at for each that would be rewritten in a chunk: a look takes so much less.
+const FOR_EACH: usize = 16;
 
 /// Records looked at before others may go first.
 const IN_A_ROW: usize = 64;
@@ -42,7 +45,12 @@ impl Counted {
 }
 
 impl HeaderCount {
-    pub(super) fn new(org: &OrgState) -> Self {
+    /// Of an org whose pass has ended: earlier it would prove nothing.
+    pub(super) fn after(_: &CleanPass, org: &OrgState) -> Self {
+        Self::of(org)
+    }
+
+    fn of(org: &OrgState) -> Self {
         let all = prefix_range(org.id.as_bytes());
         Self {
             walk: Walk::new(Spans::over(all.clone())),
@@ -58,12 +66,13 @@ impl HeaderCount {
         &mut self,
         engine: &Engine,
         org: &Arc<OrgState>,
-        at_once: usize,
+        chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let Some(span) = self.walk.take(engine, at_once)? else { return Ok(None) };
+        let Some(span) = self.walk.take(engine, chunk.at_once)? else { return Ok(None) };
         let (org, walk) = (Arc::clone(org), self.walk.number());
-        Ok(Some(Job { inside, org, span, kind: Kind::Count, charged: Duration::ZERO, walk }))
+        let kind = Kind::Count { most: chunk.records * FOR_EACH };
+        Ok(Some(Job { inside, org, span, kind, charged: Duration::ZERO, walk }))
     }
 
     /// A chunk came back. One of another count says nothing here.
@@ -101,36 +110,39 @@ impl HeaderCount {
         let mut cursor = Cursor::new(org.id);
         let mut census = Census::default();
         while !cursor.exhausted {
-            count_next(engine, org, &mut cursor, &mut census)?;
+            count_next(engine, org, &mut cursor, usize::MAX, &mut census)?;
         }
         Ok(census)
     }
 }
 
-/// Counts the next records.
+/// Counts the next records, at most `most` and about `CHUNK_BYTES`.
 pub(super) fn count_next(
     engine: &Engine,
     org: &OrgState,
     cursor: &mut Cursor,
+    most: usize,
     census: &mut Census,
 ) -> Result<()> {
-    let mut seen = 0_usize;
-    cursor.step(engine, CHUNK, |key, stored| {
+    let (mut seen, mut bytes) = (0_usize, 0);
+    cursor.step(engine, most, |key, stored| {
         if seen.is_multiple_of(IN_A_ROW) {
             let_others_go_first();
         }
         seen += 1;
+        bytes += stored.len();
+        let more = bytes < CHUNK_BYTES;
         let header = Header::decode(&stored).ok().filter(|header| header.org == org.id);
         let (Some(header), Some(place)) = (header, place(org, key)) else {
             census.malformed += 1;
-            return true;
+            return more;
         };
         *census.by_version.entry(header.version).or_default() += 1;
         *census.by_suite.entry(header.suite).or_default() += 1;
         if let Some(version) = place {
             *census.by_name_version.entry(version).or_default() += 1;
         }
-        true
+        more
     })
 }
 
@@ -231,30 +243,85 @@ mod tests {
         }
     }
 
-    /// Invariant 8: whatever loses a part of the org to the threads, nothing is cleared by what is
-    /// left.
+    /// A record at a cut belongs to one of its sides, and nothing is walked twice.
+    #[test]
+    fn stretches_that_leave_a_key_out_or_overlap_are_not_all() {
+        let (from, to) = all();
+        let (key, other) = (vec![5, 1], vec![5, 2]);
+        let are_all = |pieces: [Range; 2]| {
+            let mut stretches = Stretches::default();
+            for (from, to) in pieces.map(edges) {
+                stretches.add(from, to);
+            }
+            stretches.are(all())
+        };
+        let cut = |end, begin| are_all([(from.clone(), end), (begin, to.clone())]);
+        assert!(cut(Bound::Included(key.clone()), Bound::Excluded(key.clone())));
+        assert!(cut(Bound::Excluded(key.clone()), Bound::Included(key.clone())));
+        assert!(!cut(Bound::Excluded(key.clone()), Bound::Excluded(key.clone())));
+        assert!(!cut(Bound::Included(key.clone()), Bound::Included(key.clone())));
+        assert!(!cut(Bound::Included(key.clone()), Bound::Excluded(other.clone())));
+        assert!(!cut(Bound::Included(other), Bound::Excluded(key)));
+        assert!(!are_all([all(), all()]));
+    }
+
+    const CHUNK: Chunk = Chunk { records: 4, at_once: 4 };
+
+    fn filled(engine: &Engine) -> Arc<OrgState> {
+        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
+        for i in 0..CHUNK.records * FOR_EACH * 5 {
+            engine.write(&org, format!("n{i:05}").as_bytes(), Some(b"v")).unwrap();
+        }
+        org
+    }
+
+    /// Chunks come back in any order; whatever is lost on the way, nothing is cleared by what is
+    /// left (invariant 8).
     #[test]
     fn a_count_that_lost_a_part_counts_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
-        let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
-        for i in 0..CHUNK * 2 {
-            engine.write(&org, format!("n{i:05}").as_bytes(), Some(b"v")).unwrap();
-        }
+        let org = filled(&engine);
         let count = |lose: bool| {
-            let mut count = HeaderCount::new(&org);
-            let mut jobs = 0;
-            while let Some(job) = count.job(&engine, &org, 4, tracing::Span::none()).unwrap() {
-                count.done(job.run(&engine));
-                jobs += 1;
-                if lose && jobs == 2 {
-                    count.walk.lose_a_span();
+            let mut count = HeaderCount::of(&org);
+            let (mut out, mut most, mut lose) = (Vec::new(), 0, lose);
+            while !count.is_over() {
+                let job = count.job(&engine, &org, CHUNK, tracing::Span::none()).unwrap();
+                let none_left = job.is_none();
+                out.extend(job);
+                most = most.max(out.len());
+                if none_left || out.len() == 3 {
+                    // The one that was taken last first.
+                    count.done(out.pop().unwrap().run(&engine));
+                }
+                if out.len() > 1 && lose {
+                    lose = !count.walk.lose_a_span();
                 }
             }
-            assert!(count.is_over());
+            assert_eq!((most, lose), (3, false));
             count.finish(&org).map(|counted| counted.census().total())
         };
-        assert_eq!(count(false).unwrap(), CHUNK as u64 * 2);
+        assert_eq!(count(false).unwrap(), (CHUNK.records * FOR_EACH * 5) as u64);
         assert!(matches!(count(true), Err(Error::Bug { .. })));
+    }
+
+    /// What could not be read is told once no thread has a chunk any more, and ends the count.
+    #[test]
+    fn a_fault_is_told_once_all_chunks_are_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let org = filled(&engine);
+        let mut count = HeaderCount::of(&org);
+        let take = |count: &mut HeaderCount| count.job(&engine, &org, CHUNK, tracing::Span::none());
+        let first = take(&mut count).unwrap().unwrap();
+        count.done(first.run(&engine));
+        let [one, other] = [(); 2].map(|()| take(&mut count).unwrap().unwrap());
+        let before = count.total();
+        count.done(Done { error: Some(Error::Closed), rest: None, ..one.run(&engine) });
+        assert_eq!(count.total(), before, "what came of it is not counted");
+        assert!(take(&mut count).unwrap().is_none() && !count.is_over());
+        count.done(other.run(&engine));
+        assert!(!count.is_over());
+        assert!(matches!(take(&mut count), Err(Error::Closed)));
     }
 }

@@ -89,8 +89,8 @@ impl Rotation {
         resumed
     }
 
-    /// Waits for the end. If a newer rotation was asked for meanwhile, both end with that one,
-    /// and each gives the certificate of the version that it replaced.
+    /// Waits for the end: what it replaced is retired, and it gives the certificate of that. A newer
+    /// rotation that was asked for meanwhile may end at the same time, or later.
     ///
     /// # Errors
     /// [`Error::RotationBlocked`] if records do not open, [`Error::RetirementAwaited`] if the

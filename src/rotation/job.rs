@@ -33,8 +33,9 @@ pub(super) struct Amount {
 pub(super) enum Kind {
     /// At most so many records, which may come to so much.
     Rewrite { most: usize, expected: Amount },
-    /// Looks at headers, and writes nothing: no ceiling of records or bytes is for it.
-    Count,
+    /// At most so many headers are looked at. Writes nothing: no ceiling of records or bytes is for
+    /// it.
+    Count { most: usize },
 }
 
 /// A chunk for a thread: the first records of a span.
@@ -68,7 +69,7 @@ impl Job {
     pub(super) fn expected(&self) -> Amount {
         match self.kind {
             Kind::Rewrite { expected, .. } => expected,
-            Kind::Count => Amount::default(),
+            Kind::Count { .. } => Amount::default(),
         }
     }
 
@@ -83,7 +84,9 @@ impl Job {
                 Kind::Rewrite { most, .. } => {
                     pass::rewrite_next(engine, &self.org, &mut cursor, most, &mut tally)?;
                 }
-                Kind::Count => count::count_next(engine, &self.org, &mut cursor, &mut census)?,
+                Kind::Count { most } => {
+                    count::count_next(engine, &self.org, &mut cursor, most, &mut census)?;
+                }
             }
             Ok(cursor.rest())
         }));

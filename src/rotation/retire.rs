@@ -152,12 +152,18 @@ mod tests {
         pass.finish().ok().unwrap()
     }
 
-    fn counted(engine: &Engine, org: &Arc<OrgState>) -> Counted {
-        let mut count = HeaderCount::new(org);
-        while let Some(job) = count.job(engine, org, 3, tracing::Span::none()).unwrap() {
+    fn zero(
+        pass: CleanPass,
+        engine: &Engine,
+        org: &Arc<OrgState>,
+        suite_before: Option<Suite>,
+    ) -> Option<CountedZero> {
+        let mut count = HeaderCount::after(&pass, org);
+        let chunk = Chunk { records: 10, at_once: 3 };
+        while let Some(job) = count.job(engine, org, chunk, tracing::Span::none()).unwrap() {
             count.done(job.run(engine));
         }
-        count.finish(org).unwrap()
+        CountedZero::new(pass, &count.finish(org).unwrap(), suite_before)
     }
 
     /// Invariant 8, where names are blinded: an envelope under the new key at a place of the old
@@ -176,16 +182,16 @@ mod tests {
         let pass = clean_pass(&engine, &org);
         let moved = engine.storage.get(Space::Records, &place(&org)).unwrap().unwrap();
         engine.storage.put(Space::Records, &old, Some(moved.to_vec())).unwrap();
-        assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_none());
+        assert!(zero(pass, &engine, &org, None).is_none());
 
         // The pass finds the record at its new place, and removes the old one.
         let pass = clean_pass(&engine, &org);
         engine.storage.put(Space::Records, &old[..19], Some(moved.to_vec())).unwrap();
-        assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_none());
+        assert!(zero(pass, &engine, &org, None).is_none());
 
         engine.storage.put(Space::Records, &old[..19], None).unwrap();
         let pass = clean_pass(&engine, &org);
-        assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_some());
+        assert!(zero(pass, &engine, &org, None).is_some());
     }
 
     /// It may come back late, when its own pass was given up.
@@ -223,18 +229,17 @@ mod tests {
         let pass = clean_pass(&engine, &org);
         assert_eq!(pass.records, 25);
         engine.storage.put(Space::Records, &key, Some(stale.to_vec())).unwrap();
-        assert!(CountedZero::new(pass, &counted(&engine, &org), None).is_none());
+        assert!(zero(pass, &engine, &org, None).is_none());
 
         let pass = clean_pass(&engine, &org);
         let mut garbled = stale.to_vec();
         garbled[0] = 0;
         engine.storage.put(Space::Records, &key, Some(garbled)).unwrap();
-        let count = counted(&engine, &org);
-        assert!(CountedZero::new(pass, &count, None).is_none(), "it may be anyone's");
+        assert!(zero(pass, &engine, &org, None).is_none(), "it may be anyone's");
 
         engine.storage.put(Space::Records, &key, None).unwrap();
         let pass = clean_pass(&engine, &org);
-        let zero = CountedZero::new(pass, &counted(&engine, &org), None).unwrap();
+        let zero = zero(pass, &engine, &org, None).unwrap();
         let synced = zero.sync(&engine).unwrap();
         let certificates = retire(&engine, &org, synced, &Rewritten::new()).unwrap();
         assert_eq!(certificates[0].records_verified, 24);
@@ -251,15 +256,15 @@ mod tests {
         let before = clean_pass(&engine, &org);
         let suite = Some(engine.change_suite(&org, Suite::XChaCha20Poly1305).unwrap());
         engine.write(&org, b"n", None).unwrap();
-        let none = counted(&engine, &org);
-        assert!(CountedZero::new(before, &none, suite).is_none(), "its writers may be inside");
+        let begun_before = zero(before, &engine, &org, suite);
+        assert!(begun_before.is_none(), "its writers may be inside");
 
         let pass = clean_pass(&engine, &org);
         engine.storage.put(Space::Records, &key, Some(stale.to_vec())).unwrap();
-        assert!(CountedZero::new(pass, &counted(&engine, &org), suite).is_none());
+        assert!(zero(pass, &engine, &org, suite).is_none());
 
         engine.storage.put(Space::Records, &key, None).unwrap();
         let pass = clean_pass(&engine, &org);
-        assert!(CountedZero::new(pass, &counted(&engine, &org), suite).is_some());
+        assert!(zero(pass, &engine, &org, suite).is_some());
     }
 }

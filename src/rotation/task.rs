@@ -183,7 +183,7 @@ impl Task {
                     self.judge(engine)?;
                     return Ok(Step::Went);
                 }
-                let job = count.job(engine, &self.org, chunk.at_once, self.span.clone())?;
+                let job = count.job(engine, &self.org, chunk, self.span.clone())?;
                 Ok(job.map_or(Step::Idle(None), Step::Job))
             }
             Stage::Retiring { .. } => self.retire(engine).map(|()| Step::Went),
@@ -246,6 +246,7 @@ impl Task {
 
     fn start_pass(&mut self) {
         self.survey = Survey::new(&self.org);
+        self.meter = Meter::new(Instant::now());
         self.stage = if self.is_erasure {
             Stage::Erasing(Deletion::new(&self.org))
         } else {
@@ -262,7 +263,10 @@ impl Task {
         match pass.finish() {
             Ok(pass) => {
                 failpoint::reach("rewrite.passed", &org);
-                self.stage = Stage::Verifying { pass, count: HeaderCount::new(&self.org) };
+                let count = HeaderCount::after(&pass, &self.org);
+                self.stage = Stage::Verifying { pass, count };
+                // Headers are counted far faster than records are rewritten.
+                self.meter = Meter::new(Instant::now());
             }
             Err(tally) => {
                 let first = tally.first_unreadable.unwrap_or_default();
@@ -313,7 +317,12 @@ impl Task {
         let rewritten = self.rewritten.get_or_insert_default();
         retire::retire(engine, &self.org, zero.sync(engine)?, rewritten)?;
         self.retry_delay = FIRST_RETRY;
-        if self.under_way(engine).0 { Ok(()) } else { self.finish(engine, records) }
+        if self.under_way(engine).0 {
+            // The pass that was made before does not know that these are retired.
+            self.start_pass();
+            return Ok(());
+        }
+        self.finish(engine, records)
     }
 
     fn finish(&mut self, engine: &Engine, records: u64) -> Result<()> {
@@ -378,6 +387,7 @@ impl Task {
             Stage::Verifying { count, .. } => {
                 progress.phase = Phase::Verifying;
                 progress.scanned = count.total();
+                progress.time_left = time_left(&progress);
             }
             Stage::Retiring { records, .. } => {
                 progress.phase = Phase::Retiring;
