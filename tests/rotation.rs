@@ -5,7 +5,8 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{Error, KeyState, Options, Phase, Rotation, Store, Throttle, failpoint};
@@ -255,7 +256,7 @@ fn a_rotation_that_is_overtaken_takes_one_pass_more() {
     let place = Place::new();
     let store = place.open();
     filled(&store, "acme", 500);
-    let passes = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let passes = Arc::new(AtomicU32::new(0));
     let (keys, counted) = (store.keys(), passes.clone());
     let hook = failpoint::on("rewrite.passed", "acme", move || {
         if counted.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -285,7 +286,7 @@ fn commands_are_obeyed_while_an_org_is_erased() {
     let resting = store.keys().rotate_platform_key("resting").unwrap();
     until(&resting, |progress| progress.paused && progress.phase == Phase::Queued);
     let (seen, told) = std::sync::mpsc::channel();
-    let steps = std::sync::atomic::AtomicU32::new(0);
+    let steps = AtomicU32::new(0);
     let hook = failpoint::on("erase.deleted", "doomed", move || {
         match steps.fetch_add(1, Ordering::Relaxed) {
             0 => resting.resume().unwrap(),
@@ -365,8 +366,8 @@ fn a_rotation_in_vain_waits_longer_and_longer() {
     keys.set_policy("vain", manual).unwrap();
     let rotation = keys.return_to_platform_key("vain").unwrap();
     until(&rotation, |progress| progress.phase == Phase::Held);
-    let passes = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counting = std::sync::Arc::clone(&passes);
+    let passes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = Arc::clone(&passes);
     let _hook = failpoint::on("rewrite.passed", "vain", move || {
         counting.fetch_add(1, Ordering::Relaxed);
     });

@@ -5,7 +5,6 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::job::{Chunk, Done, Job, Kind};
 use super::pass::{CleanPass, Cursor};
@@ -60,8 +59,7 @@ impl HeaderCount {
         }
     }
 
-    /// A chunk for a thread; `None` if there is none before one comes back. Fails as
-    /// [`Walk::take`] does.
+    /// See [`Walk::job`].
     pub(super) fn job(
         &mut self,
         engine: &Engine,
@@ -69,10 +67,8 @@ impl HeaderCount {
         chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let Some(span) = self.walk.take(engine, chunk.at_once)? else { return Ok(None) };
-        let (org, walk) = (Arc::clone(org), self.walk.number());
         let kind = Kind::Count { most: chunk.records * FOR_EACH };
-        Ok(Some(Job { inside, org, span, kind, charged: Duration::ZERO, walk }))
+        self.walk.job(engine, org, (kind, chunk.at_once), inside)
     }
 
     /// A chunk came back. One of another count says nothing here.

@@ -148,22 +148,19 @@ impl Rotations {
         if !self.is_rotating(org) {
             return;
         }
-        let mut board = self.board();
-        let paused = board.settings.paused.contains(&org.id);
+        let mut held = self.board();
+        let board = &mut *held;
         let report = board.reports.entry(org.id);
         let report = report.or_insert_with(|| Report::queued(&org.name));
+        if report.progress.phase == Phase::Done {
+            *report = Report { woken: report.woken, ..Report::queued(&org.name) };
+            board.asked.remove(&org.id);
+        }
+        report.progress.paused = board.settings.paused.contains(&org.id);
         report.blocked = None;
         report.woken += 1;
         let woken = report.woken;
-        let is_new = report.progress.phase == Phase::Done;
-        if is_new {
-            *report = Report { woken, ..Report::queued(&org.name) };
-        }
-        report.progress.paused = paused;
-        if is_new {
-            board.asked.remove(&org.id);
-        }
-        self.send(&board, Command::Wake(Arc::clone(org), woken));
+        self.send(board, Command::Wake(Arc::clone(org), woken));
     }
 
     pub(crate) fn erase(&self, org: &Arc<OrgState>) {

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::job::{Amount, Chunk, Done, Job, Kind};
 use super::spans::{self, Spans, Walk};
@@ -174,8 +173,7 @@ impl Pass {
         Self { walk, tally: Tally::default(), leaving }
     }
 
-    /// A chunk for a thread; `None` if there is none before one comes back. Fails as
-    /// [`Walk::take`] does.
+    /// See [`Walk::job`].
     pub(super) fn job(
         &mut self,
         engine: &Engine,
@@ -183,16 +181,9 @@ impl Pass {
         chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let Some(span) = self.walk.take(engine, chunk.at_once)? else { return Ok(None) };
         let expected = self.tally.expected(chunk.records);
-        Ok(Some(Job {
-            inside,
-            org: Arc::clone(org),
-            span,
-            kind: Kind::Rewrite { most: chunk.records, expected },
-            charged: Duration::ZERO,
-            walk: self.walk.number(),
-        }))
+        let kind = Kind::Rewrite { most: chunk.records, expected };
+        self.walk.job(engine, org, (kind, chunk.at_once), inside)
     }
 
     /// A chunk came back. One of another pass says nothing here.

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::job::Done;
+use super::job::{Done, Job, Kind};
 use crate::engine::{Engine, OrgState, split_at_places_of};
 use crate::error::{Error, Result};
 use crate::id::KeyVersion;
@@ -26,13 +28,21 @@ impl Walk {
         Self { number: NUMBER.fetch_add(1, Ordering::Relaxed), spans, fault: None }
     }
 
-    pub(super) fn number(&self) -> u64 {
-        self.number
+    /// A chunk for a thread; `None` if there is none before one comes back. Fails if any span was
+    /// not walked, and once no thread has one: there is nothing more in this walk then.
+    pub(super) fn job(
+        &mut self,
+        engine: &Engine,
+        org: &Arc<OrgState>,
+        (kind, at_once): (Kind, usize),
+        inside: tracing::Span,
+    ) -> Result<Option<Job>> {
+        let span = self.take(engine, at_once)?;
+        let (org, walk, charged) = (Arc::clone(org), self.number, Duration::ZERO);
+        Ok(span.map(|span| Job { inside, org, span, kind, charged, walk }))
     }
 
-    /// A span for a thread; `None` if there is none before one comes back. Fails if any span was
-    /// not walked, and once no thread has one: there is nothing more in this walk then.
-    pub(super) fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
+    fn take(&mut self, engine: &Engine, wanted: usize) -> Result<Option<Range>> {
         if self.fault.is_none() {
             match self.spans.take(engine, wanted) {
                 Ok(span) => return Ok(span),
