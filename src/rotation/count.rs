@@ -20,8 +20,8 @@ use crate::storage::{Range, prefix_range};
 /// Bytes of envelopes that end a chunk: sled has read them whole.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Records looked at for each that would be rewritten in a chunk: a look takes so much less.
-const FOR_EACH: usize = 16;
+/// Records looked at in the time that rewriting one takes, about.
+pub(super) const LOOKS: u16 = 16;
 
 /// Records looked at before others may go first.
 const IN_A_ROW: usize = 64;
@@ -67,7 +67,7 @@ impl HeaderCount {
         chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let kind = Kind::Count { most: chunk.records * FOR_EACH };
+        let kind = Kind::Count { most: chunk.records * usize::from(LOOKS) };
         self.walk.job(engine, org, (kind, chunk.at_once), inside)
     }
 
@@ -265,7 +265,7 @@ mod tests {
 
     fn filled(engine: &Engine) -> Arc<OrgState> {
         let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
-        for i in 0..CHUNK.records * FOR_EACH * 5 {
+        for i in 0..CHUNK.records * usize::from(LOOKS) * 5 {
             engine.write(&org, format!("n{i:05}").as_bytes(), Some(b"v")).unwrap();
         }
         org
@@ -297,7 +297,7 @@ mod tests {
             assert_eq!((most, lose), (3, false));
             count.finish(&org).map(|counted| counted.census().total())
         };
-        assert_eq!(count(false).unwrap(), (CHUNK.records * FOR_EACH * 5) as u64);
+        assert_eq!(count(false).unwrap(), (CHUNK.records * usize::from(LOOKS) * 5) as u64);
         assert!(matches!(count(true), Err(Error::Bug { .. })));
     }
 

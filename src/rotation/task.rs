@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Report;
-use super::count::HeaderCount;
+use super::count::{HeaderCount, LOOKS};
 use super::erase::Deletion;
 use super::hold;
 use super::job::{Chunk, Done, Job};
@@ -225,23 +225,34 @@ impl Task {
         true
     }
 
-    /// Records that its pass has not reached; `None` while they are not counted.
+    /// Records that its pass has not reached, and what the count of headers after it takes, in
+    /// records that could be rewritten meanwhile; `None` while they are not counted.
     pub(super) fn left(&self) -> Option<u64> {
+        let counted = self.survey.cursor.exhausted.then_some(self.survey.records);
         match &self.stage {
             _ if self.paused => Some(0),
             Stage::Rewriting(pass) => {
-                let counted = self.survey.cursor.exhausted.then_some(self.survey.records)?;
+                let counted = counted?;
                 // More were written since, nobody knows how many.
                 let grown = counted <= pass.tally.scanned() && !pass.is_over();
-                (!grown).then(|| counted.saturating_sub(pass.tally.scanned()))
+                let left = counted.saturating_sub(pass.tally.scanned());
+                (!grown).then_some(left + counted / u64::from(LOOKS))
+            }
+            Stage::Verifying { count, .. } => {
+                let left = counted.unwrap_or_default().saturating_sub(count.total());
+                Some(left / u64::from(LOOKS))
             }
             _ => Some(0),
         }
     }
 
-    /// Records per second of late, while they are rewritten.
+    /// How fast that is done of late, per second.
     pub(super) fn rate(&self) -> Option<f64> {
-        matches!(self.stage, Stage::Rewriting(_)).then(|| self.meter.rate()).flatten()
+        match self.stage {
+            Stage::Rewriting(_) => self.meter.rate(),
+            Stage::Verifying { .. } => self.meter.rate().map(|rate| rate / f64::from(LOOKS)),
+            _ => None,
+        }
     }
 
     fn start_pass(&mut self) {
@@ -370,7 +381,8 @@ impl Task {
     pub(super) fn report(&self) -> Report {
         let surveyed = self.survey.cursor.exhausted.then_some(self.survey.records);
         let mut progress = Progress {
-            paused: self.paused,
+            // What is done cannot be paused; a later rotation of the org is a task of its own.
+            paused: self.paused && !matches!(self.stage, Stage::Done { .. }),
             rewritten: self.rewritten.iter().flat_map(BTreeMap::values).sum(),
             rate: self.meter.rate(),
             total: surveyed,
@@ -459,3 +471,6 @@ fn save_rewritten(engine: &Engine, org: &OrgState, rewritten: &Rewritten) -> Res
     let value = engine.notary.seal(&key, &counts)?;
     engine.storage.put(Space::System, &key, Some(value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,9 +136,9 @@ impl Throttle {
         Ok(self)
     }
 
-    /// Rotations that are under way go no faster than it takes to rewrite every record by then,
-    /// with a tenth of the time to spare. [`Progress::warning`] says as soon as it shows that
-    /// they cannot, be it for another limit; they go on all the same.
+    /// Rotations that are under way go no faster than it takes to rewrite every record by then and
+    /// count what is left, with a tenth of the time to spare. [`Progress::warning`] says as soon as
+    /// it shows that they cannot, be it for another limit; they go on all the same.
     ///
     /// [`Progress::warning`]: crate::Progress::warning
     #[must_use]
