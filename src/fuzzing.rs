@@ -1,8 +1,11 @@
-//! A hidden door to the decoders, for `fuzz/` alone: both sides of the tag.
+//! A hidden door to the decoders, for `fuzz/`: both sides of the tag; and to sealing alone, for
+//! `benches/envelope.rs`.
 
 #[cfg(feature = "backup")]
 use crate::backup;
-use crate::envelope::{self, Header};
+use crate::envelope::suite::SuiteKey;
+use crate::envelope::{self, Header, Value};
+use crate::error::Result;
 use crate::id::{KeyVersion, OrgId, Suite};
 use crate::keyring::root::{self, RootKey};
 use crate::material::KeyMaterial;
@@ -24,6 +27,39 @@ pub fn envelope_open(bytes: &[u8]) {
     if let Ok(sealed) = envelope::seal(&key, &header, name, value) {
         assert_eq!(Header::decode(&sealed), Ok(header));
         assert!(envelope::open(&key, name, &sealed).is_ok_and(|opened| opened == *value));
+    }
+}
+
+/// One key of one org, without a store.
+#[allow(missing_debug_implementations)]
+pub struct Sealer {
+    header: Header,
+    key: SuiteKey,
+}
+
+impl Sealer {
+    /// Of the org's first version.
+    pub fn new(suite: Suite, material: &KeyMaterial) -> Self {
+        let header = Header { suite, org: OrgId::from_bytes([1; 16]), version: KeyVersion::FIRST };
+        Self { key: header.key(material), header }
+    }
+
+    /// As `Org::put` does before it writes.
+    pub fn seal(&self, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+        envelope::seal(&self.key, &self.header, name, value)
+    }
+
+    /// As `Org::get` does with what it has read.
+    pub fn open(&self, name: &[u8], envelope: &[u8]) -> Option<Value> {
+        let header = Header::decode(envelope).ok()?;
+        assert_eq!(header, self.header);
+        envelope::open(&self.key, name, envelope).ok()
+    }
+
+    /// As a rotation does: what `from` has sealed, sealed by this one.
+    pub fn reseal(&self, from: &Self, name: &[u8], envelope: &[u8]) -> Result<Option<Vec<u8>>> {
+        let resealed = envelope::reseal((&from.key, envelope), (&self.key, &self.header), name)?;
+        Ok(resealed.ok())
     }
 }
 
