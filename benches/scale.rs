@@ -29,8 +29,12 @@ impl Place {
     }
 
     fn open(&self) -> Store {
+        self.open_with(CACHE)
+    }
+
+    fn open_with(&self, cache: u64) -> Store {
         let root = RootKey::from_material(KeyMaterial::from_base64(ROOT).unwrap());
-        Options::new().cache_bytes(CACHE).open(self.0.path().join("data"), root).unwrap()
+        Options::new().cache_bytes(cache).open(self.0.path().join("data"), root).unwrap()
     }
 }
 
@@ -63,6 +67,7 @@ fn main() {
     let records = std::env::var("BYOKV_SCALE_RECORDS").ok().and_then(|n| n.parse().ok());
     orgs();
     many_records(records.unwrap_or(RECORDS));
+    caches();
     sizes();
 }
 
@@ -162,6 +167,33 @@ fn many_records(records: usize) {
     row("rotate", time, space(&store));
     let (time, _) = timed(|| store.erase_residue().unwrap());
     row("erase residue", time, space(&store));
+}
+
+/// What of the records stays in memory: sled counts a page with the writes since it was last
+/// written whole, and that rounded up to a power of two.
+fn caches() {
+    const RECORDS: usize = 100_000;
+    const VALUE: usize = 1024;
+    println!("\n### {RECORDS} records of {VALUE} B, by cache\n");
+    println!("| cache to bytes of values | gets per second | after each was updated |");
+    println!("|---|---|---|");
+    for tenths in [5, 10, 15, 20, 25, 30, 40] {
+        let place = Place::new();
+        let store = place.open_with((RECORDS * VALUE * tenths / 10) as u64);
+        let org = store.create_org("org", OrgPolicy::platform_only()).unwrap();
+        let name = |i: usize| format!("clusters/{:08}", i * 7919 % RECORDS);
+        let all = || 0..RECORDS;
+        let put = |with| all().for_each(|i| org.put(name(i), [with; VALUE]).unwrap());
+        let get = || all().for_each(|i| drop(black_box(org.get(name(i * 31)).unwrap().unwrap())));
+        let rate = || {
+            get();
+            RECORDS as f64 / timed(get).0.as_secs_f64()
+        };
+        put(1);
+        let before = rate();
+        put(2);
+        println!("| {:.1} | {before:.0} | {:.0} |", tenths as f64 / 10.0, rate());
+    }
 }
 
 fn sizes() {

@@ -98,7 +98,9 @@ fn main() {
     let args = Args::parse();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let root = RootKey::from_material(KeyMaterial::generate().unwrap());
-    let cache = args.records * (args.size as u64 + 200) * 3 / 2 + (64 << 20);
+    // Everything fits in: sled counts a page with the updates since it was last written whole, up
+    // to nine, and rounds that up to a power of two.
+    let cache = args.records * (args.size as u64 + 200) * 4 + (64 << 20);
     let options = Options::new().cache_bytes(cache).rotation_niceness(args.niceness);
     let store = options.open(dir.path().join("data"), root).unwrap();
     let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
