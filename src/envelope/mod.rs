@@ -4,6 +4,7 @@
 //! `docs/design.md`, pinned by a golden envelope in the tests below.
 
 pub(crate) mod name;
+mod nonce;
 pub(crate) mod suite;
 mod value;
 

@@ -1,23 +1,18 @@
-//! The algorithms, their keys ready for use, and nonces that survive a fork.
+//! The algorithms, and their keys ready for use.
 
 #[cfg(feature = "aws-lc")]
 mod aws;
 #[cfg(any(test, not(feature = "aws-lc")))]
 mod rust;
 
-use std::cell::RefCell;
-
-use zeroize::Zeroizing;
-
-use crate::error::Result;
+pub(crate) use super::nonce::{NONCE_LEN, Nonce};
 use crate::id::Suite;
-use crate::material::{self, KeyMaterial};
+use crate::material::KeyMaterial;
 #[cfg(feature = "aws-lc")]
 use aws::{XChaCha20Poly1305, Xaes256Gcm};
 #[cfg(not(feature = "aws-lc"))]
 use rust::{XChaCha20Poly1305, Xaes256Gcm};
 
-pub(crate) const NONCE_LEN: usize = 24;
 pub(crate) const TAG_LEN: usize = 16;
 
 /// A key expanded for one suite. Wiped on drop by the ciphers.
@@ -89,65 +84,8 @@ impl SuiteKey {
     }
 }
 
-/// A nonce that was never used: 192 random bits. Not `Clone`, consumed by sealing.
-#[derive(Debug)]
-pub(crate) struct Nonce([u8; NONCE_LEN]);
-
-impl Nonce {
-    /// Draws from a pool of the operating system's random bytes that each thread keeps.
-    /// Bytes leave the pool once. A forked child has the parent's pool in its memory, so
-    /// the pool remembers its process and is thrown away in any other.
-    pub(crate) fn draw() -> Result<Self> {
-        POOL.with_borrow_mut(Pool::draw)
-    }
-}
-
-/// For a thread of our own, which never forks, and so is in no child: its pool need not ask for
-/// the process, a system call for each nonce.
-pub(crate) fn this_thread_never_forks() {
-    POOL.with_borrow_mut(|pool| pool.may_fork = false);
-}
-
-thread_local! {
-    static POOL: RefCell<Pool> = RefCell::new(Pool::empty());
-}
-
-struct Pool {
-    bytes: Zeroizing<[u8; Pool::LEN]>,
-    left: usize,
-    may_fork: bool,
-    process: u32,
-}
-
-impl Pool {
-    /// 170 nonces for one system call: measured 6 times cheaper than a call for each.
-    const LEN: usize = 170 * NONCE_LEN;
-
-    fn empty() -> Self {
-        Self { bytes: Zeroizing::new([0; Self::LEN]), left: 0, may_fork: true, process: 0 }
-    }
-
-    fn draw(&mut self) -> Result<Nonce> {
-        let process = if self.may_fork { std::process::id() } else { self.process };
-        if self.left < NONCE_LEN || self.process != process {
-            self.left = 0;
-            material::random(self.bytes.as_mut_slice())?;
-            self.left = Self::LEN;
-            self.process = process;
-        }
-        let start = self.left - NONCE_LEN;
-        let mut nonce = [0; NONCE_LEN];
-        nonce.copy_from_slice(&self.bytes[start..self.left]);
-        self.bytes[start..self.left].fill(0);
-        self.left = start;
-        Ok(Nonce(nonce))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use shake::{ExtendableOutput, Shake128, Update, XofReader};
     use zeroize::ZeroizeOnDrop;
 
@@ -321,51 +259,6 @@ mod tests {
 
         agree!(xaes, Xaes256Gcm);
         agree!(xchacha, XChaCha20Poly1305);
-    }
-
-    #[test]
-    fn nonces_never_repeat_across_refills_and_threads() {
-        let draw = || (0..1000).map(|_| Nonce::draw().unwrap().0).collect::<Vec<_>>();
-        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(draw)).collect();
-        let mut seen: HashSet<_> = draw().into_iter().collect();
-        for thread in threads {
-            seen.extend(thread.join().unwrap());
-        }
-        assert_eq!(seen.len(), 5000);
-    }
-
-    /// What a forked child draws.
-    #[allow(unsafe_code)]
-    fn draw_in_a_child() -> [u8; NONCE_LEN] {
-        use std::io::{Read, Write};
-
-        let (mut reader, mut writer) = std::io::pipe().unwrap();
-        // SAFETY: the child only draws (no lock of another thread is involved: the pool is
-        // thread-local), writes to the pipe and leaves without running destructors.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let drawn = Nonce::draw().map(|nonce| writer.write_all(&nonce.0).is_ok());
-            let code = i32::from(!matches!(drawn, Ok(true)));
-            // SAFETY: `_exit` is async-signal-safe.
-            unsafe { libc::_exit(code) };
-        }
-        drop(writer);
-        let mut drawn = [0; NONCE_LEN];
-        reader.read_exact(&mut drawn).unwrap();
-        let mut status = 0;
-        // SAFETY: `status` is a valid place for the result.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0);
-        drawn
-    }
-
-    /// Invariant 1, and the finding that a forked child of a warmed generator repeats it.
-    #[test]
-    fn nonces_survive_a_fork() {
-        let first = Nonce::draw().unwrap().0;
-        let (child, sibling) = (draw_in_a_child(), draw_in_a_child());
-        let next = Nonce::draw().unwrap().0;
-        assert_eq!(HashSet::from([first, child, sibling, next]).len(), 4);
     }
 
     #[test]

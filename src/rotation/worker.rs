@@ -14,7 +14,6 @@ use super::thread::{Work, stand_back};
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
 use crate::audit::now_unix_ms;
-use crate::envelope::suite;
 
 struct Coordinator<'a> {
     shared: &'a Rotations,
@@ -43,7 +42,6 @@ pub(super) fn run(
             let thread = scope.builder().name("byokv-rewrite".to_owned());
             let thread = thread.spawn(move |_| {
                 stand_back(niceness);
-                suite::this_thread_never_forks();
                 for job in taken {
                     if finished.send(job.run(&shared.engine)).is_err() {
                         break;

@@ -1,3 +1,5 @@
+//! A task driven by hand, its chunks done on the test's own thread.
+
 use super::*;
 use crate::engine::tests::engine;
 use crate::id::Origin;
