@@ -179,5 +179,11 @@ fn by_threads(c: &mut Criterion) {
     pair(c, "batch of 16", (&[1], BATCH * sides.size), batch, batch_in_sled);
 }
 
-criterion_group!(benches, by_size_and_suite, by_threads);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    targets = by_size_and_suite, by_threads
+}
 criterion_main!(benches);

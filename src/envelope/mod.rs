@@ -11,7 +11,7 @@ mod value;
 use std::fmt;
 
 pub use value::Value;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId, Suite};
@@ -112,12 +112,12 @@ impl Header {
 
 /// Seals `value` for `name`.
 pub(crate) fn seal(key: &SuiteKey, header: &Header, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
-    let nonce = Nonce::draw()?;
     let header = header.encode();
     let mut envelope = Vec::with_capacity(OVERHEAD + value.len() + STORAGE_ROOM);
     envelope.extend_from_slice(&header);
     envelope.extend_from_slice(&[0; NONCE_LEN]);
     envelope.extend_from_slice(value);
+    let nonce = Nonce::draw().inspect_err(|_| envelope.zeroize())?;
     with_associated_data(&header, name, |ad| {
         key.seal_in_place(nonce, ad, &mut envelope[VALUE_AT..])
     })
@@ -144,7 +144,6 @@ pub(crate) fn reseal(
         Ok(parts) => parts,
         Err(fault) => return Ok(Err(fault)),
     };
-    let nonce = Nonce::draw()?;
     let header = header.encode();
     let mut resealed = Zeroizing::new(Vec::with_capacity(envelope.len() + STORAGE_ROOM));
     resealed.extend_from_slice(&header);
@@ -154,6 +153,7 @@ pub(crate) fn reseal(
     if let Err(fault) = parts.open(from, name, buffer) {
         return Ok(Err(fault));
     }
+    let nonce = Nonce::draw()?;
     with_associated_data(&header, name, |ad| to.seal_in_place(nonce, ad, buffer))
         .complete(&mut resealed, HEADER_LEN);
     Ok(Ok(std::mem::take(&mut *resealed)))

@@ -5,7 +5,7 @@ pub(crate) mod file;
 use bincode::Options;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::envelope::suite::{NONCE_LEN, Nonce, SuiteKey, TAG_LEN};
 use crate::error::Result;
@@ -47,10 +47,10 @@ pub(crate) fn open<T: DeserializeOwned>(key: &SuiteKey, ad: &[u8], sealed: &[u8]
 }
 
 pub(crate) fn seal_bytes(key: &SuiteKey, ad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>> {
-    let nonce = Nonce::draw()?;
     let mut sealed = Vec::with_capacity(NONCE_LEN + plaintext.len() + TAG_LEN);
     sealed.extend_from_slice(&[0; NONCE_LEN]);
     sealed.extend_from_slice(plaintext);
+    let nonce = Nonce::draw().inspect_err(|_| sealed.zeroize())?;
     key.seal_in_place(nonce, ad, &mut sealed[NONCE_LEN..]).complete(&mut sealed, 0);
     Ok(sealed)
 }
