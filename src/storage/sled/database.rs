@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{self, RecvTimeoutError};
 
 use super::super::Space;
+use super::backlog::Backlog;
 use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
@@ -121,6 +122,7 @@ pub(super) struct Database {
     db: sled::Db,
     records: sled::Tree,
     system: sled::Tree,
+    backlog: Backlog,
     /// After sled: its thread has the last handle, closes sled, and then lets go of its space.
     keeper: Keeper,
 }
@@ -172,9 +174,14 @@ impl Database {
             })
         };
         let ((db, records, system), keeper) = Keeper::start(files, segment, open)?;
-        let database = Self { db, records, system, keeper };
+        let database = Self { db, records, system, backlog: Backlog::new(segment), keeper };
         database.sync_names()?;
         Ok(database)
+    }
+
+    #[cfg(test)]
+    pub(super) fn sled(&self) -> &sled::Db {
+        &self.db
     }
 
     fn tree(&self, space: Space) -> &sled::Tree {
@@ -237,8 +244,8 @@ impl Database {
     pub(super) fn admit(&self, bytes: usize, needed: bool) -> Result<()> {
         self.check_writable()?;
         self.files().check_space(bytes, needed)?;
-        self.keeper.wrote(bytes);
-        Ok(())
+        let is_due = self.keeper.wrote(bytes);
+        self.backlog.wait(&self.db, self.files(), (bytes, is_due))
     }
 
     /// sled creates `blobs/` and snapshots and syncs no directory.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
+use super::backlog::Backlog;
 use super::border::guarded;
 use super::files::Files;
 use super::flush::{self, Flushes};
@@ -114,12 +115,14 @@ impl Keeper {
         &self.flushes
     }
 
-    /// Counts what was written.
-    pub(super) fn wrote(&self, bytes: usize) {
+    /// Counts what is written; whether it is time to look at the [`Backlog`].
+    pub(super) fn wrote(&self, bytes: usize) -> bool {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before < Self::BYTES && before + bytes as u64 >= Self::BYTES {
+        let after = before + bytes as u64;
+        if before < Self::BYTES && after >= Self::BYTES {
             self.ask(Ask::Turn);
         }
+        before / Backlog::LOOK != after / Backlog::LOOK
     }
 
     fn ask(&self, ask: Ask) {

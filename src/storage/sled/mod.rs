@@ -1,6 +1,7 @@
 //! sled 0.34 behind [`Storage`], in a database that can be replaced by a fresh copy of what
 //! lives while the store works.
 
+mod backlog;
 mod border;
 mod copy;
 mod database;
