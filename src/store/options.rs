@@ -52,8 +52,10 @@ impl Options {
         }
     }
 
-    /// sled's page cache, bytes. Default 128 MiB, at least 1 MiB. Resident memory is about
-    /// one and a half times as much.
+    /// sled's page cache, bytes. Default 128 MiB, at least 1 MiB. What is read often fits in if it
+    /// is two and a half to three times as much as that: sled counts a page with its updates since it
+    /// was last written whole, and rounds that up to a power of two. Resident memory is at most about
+    /// one and a half times the cache.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.cache_bytes = bytes;

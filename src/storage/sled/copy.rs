@@ -56,7 +56,7 @@ impl<'a> Copy<'a> {
     }
 
     fn put(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
-        self.new.admit(bytes, false)?;
+        self.new.admit_batch(bytes, false)?;
         self.new.apply_raw(space, batch, &self.new.begin_batch()?)
     }
 

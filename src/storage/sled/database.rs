@@ -244,8 +244,17 @@ impl Database {
     pub(super) fn admit(&self, bytes: usize, needed: bool) -> Result<()> {
         self.check_writable()?;
         self.files().check_space(bytes, needed)?;
-        let is_due = self.keeper.wrote(bytes);
-        self.backlog.wait(&self.db, self.files(), (bytes, is_due))
+        let is_due = self.keeper.wrote(bytes, self.backlog.look());
+        self.backlog.wait(&self.db, self.files(), is_due, || self.keeper.flush(Duration::ZERO))
+    }
+
+    /// Before a batch of so many bytes, and before any lock that a flush could wait for.
+    pub(super) fn admit_batch(&self, bytes: usize, needed: bool) -> Result<()> {
+        const LONGEST: Duration = Duration::from_secs(10);
+
+        self.admit(bytes, needed)?;
+        self.backlog.wait_for_batches(|| self.keeper.flush(LONGEST));
+        Ok(())
     }
 
     /// sled creates `blobs/` and snapshots and syncs no directory.

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
-use super::backlog::Backlog;
 use super::border::guarded;
 use super::files::Files;
 use super::flush::{self, Flushes};
@@ -39,6 +38,8 @@ pub(super) struct Keeper {
 enum Ask {
     /// Flush and sync, and say how that went.
     Sync(Sender<Result<()>>),
+    /// Flush, and say that it has ended.
+    Flush(Sender<()>),
     Turn,
 }
 
@@ -115,14 +116,24 @@ impl Keeper {
         &self.flushes
     }
 
-    /// Counts what is written; whether it is time to look at the [`Backlog`].
-    pub(super) fn wrote(&self, bytes: usize) -> bool {
+    /// Counts what is written; whether so many bytes are full for which it is time to `look` at the
+    /// [`Backlog`](super::backlog::Backlog).
+    pub(super) fn wrote(&self, bytes: usize, look: u64) -> bool {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
         let after = before + bytes as u64;
         if before < Self::BYTES && after >= Self::BYTES {
             self.ask(Ask::Turn);
         }
-        before / Backlog::LOOK != after / Backlog::LOOK
+        before / look != after / look
+    }
+
+    /// Has what is in sled's last buffer written; waits for it so long.
+    pub(super) fn flush(&self, longest: Duration) {
+        let (reply, ended) = channel::bounded(1);
+        self.ask(Ask::Flush(reply));
+        if !longest.is_zero() {
+            let _ = ended.recv_timeout(longest);
+        }
     }
 
     fn ask(&self, ask: Ask) {
@@ -203,22 +214,30 @@ struct Work {
 }
 
 impl Work {
+    fn flush(&self) -> Result<()> {
+        let flush = || self.flushes.flush(&self.db);
+        let flushed = guarded(self.files.dir(), "flushing", Some(&self.files.broken), flush);
+        if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &flushed {
+            self.files.note_failed(error);
+        }
+        // A batch before the flush may have failed meanwhile.
+        flushed.and_then(|()| self.files.check_writable())
+    }
+
     fn run(mut self, written: &AtomicU64, asked: &Receiver<Ask>) {
         let (mut turned, mut wanted) = (Instant::now(), false);
         loop {
             let due_at = turned + if wanted { Keeper::SHORTEST } else { Keeper::LONGEST };
             let due = match asked.recv_deadline(due_at) {
                 Ok(Ask::Sync(reply)) => {
-                    let flushed =
-                        guarded(self.files.dir(), "flushing", Some(&self.files.broken), || {
-                            self.flushes.flush(&self.db)
-                        });
-                    if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &flushed {
-                        self.files.note_failed(error);
-                    }
-                    // A batch before the flush may have failed meanwhile.
-                    let flushed = flushed.and_then(|()| self.files.check_writable());
+                    let flushed = self.flush();
                     let _ = reply.send(flushed.and_then(|()| self.files.sync()));
+                    Instant::now() >= due_at
+                }
+                Ok(Ask::Flush(reply)) => {
+                    // Whoever syncs or writes next meets an error.
+                    let _ = self.flush();
+                    let _ = reply.send(());
                     Instant::now() >= due_at
                 }
                 Ok(Ask::Turn) => {
