@@ -128,6 +128,8 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread;
 
+    use crossbeam::channel::{self, RecvTimeoutError};
+
     use super::super::{SledOptions, SledStorage};
     use super::*;
     use crate::material::KeyMaterial;
@@ -161,6 +163,32 @@ mod tests {
             storage.put(Space::Records, b"single", Some(vec![round; 8000])).unwrap();
             assert!(start.elapsed() < WITHOUT_A_FLUSH, "round {round}");
         }
+    }
+
+    /// A buffer that is not written keeps a flush from ending.
+    #[test]
+    fn after_two_batches_the_next_waits_for_a_flush() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        let database = storage.0.current();
+        let log = &database.sled().context.pagecache.log;
+        let left = log.reserve(sled::LogKind::Free, 0, &(), &sled::pin()).unwrap();
+        let (made, makes) = channel::unbounded();
+        thread::scope(|scope| {
+            let storage = &storage;
+            scope.spawn(move || {
+                for i in 0..3 {
+                    let write = Write { key: vec![i], value: Some(vec![i]) };
+                    storage.apply(Space::Records, vec![write]).unwrap();
+                    made.send(i).unwrap();
+                }
+            });
+            let next = |longest| makes.recv_timeout(Duration::from_secs(longest));
+            let early = [next(60), next(60), next(1)];
+            left.abort().unwrap();
+            assert_eq!(early, [Ok(0), Ok(1), Err(RecvTimeoutError::Timeout)]);
+            assert_eq!(next(60), Ok(2));
+        });
     }
 
     /// A buffer that is not written keeps what comes after it from counting as written.

@@ -131,9 +131,7 @@ impl Keeper {
     pub(super) fn flush(&self, longest: Duration) {
         let (reply, ended) = channel::bounded(1);
         self.ask(Ask::Flush(reply));
-        if !longest.is_zero() {
-            let _ = ended.recv_timeout(longest);
-        }
+        let _ = ended.recv_timeout(longest);
     }
 
     fn ask(&self, ask: Ask) {
