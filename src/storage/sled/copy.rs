@@ -56,6 +56,9 @@ impl<'a> Copy<'a> {
     }
 
     fn put(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.new.admit_batch(bytes, false)?;
         self.new.apply_raw(space, batch, &self.new.begin_batch()?)
     }
@@ -65,15 +68,21 @@ impl<'a> Copy<'a> {
             let mut noted = self.shared.written.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *noted)
         };
-        for (space, key) in &noted {
-            let mut batch = sled::Batch::default();
-            let value = self.old.get_raw(*space, key)?;
-            let bytes = key.len() + value.as_ref().map_or(0, |value| value.len());
-            match value {
-                Some(value) => batch.insert(key.clone(), value),
-                None => batch.remove(key.clone()),
+        for space in SPACES {
+            let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+            for (_, key) in noted.iter().filter(|(noted_in, _)| *noted_in == space) {
+                let value = self.old.get_raw(space, key)?;
+                bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
+                match value {
+                    Some(value) => batch.insert(key.clone(), value),
+                    None => batch.remove(key.clone()),
+                }
+                if bytes >= PIECE {
+                    self.put(space, std::mem::take(&mut batch), bytes)?;
+                    bytes = 0;
+                }
             }
-            self.put(*space, batch, bytes)?;
+            self.put(space, batch, bytes)?;
         }
         Ok(noted.len())
     }
