@@ -5,35 +5,64 @@
 //! that writer waits for the file to be shortened, if that was begun. With seven buffers before it in the
 //! queue all of them wait for ever, and with them every store of the process
 //! (<https://github.com/spacejam/sled/pull/1269>, after 0.34.7;
-//! <https://github.com/spacejam/sled/issues/1412>). So only a few buffers may be waiting.
+//! <https://github.com/spacejam/sled/issues/1412>). So only a few buffers may be waiting, the fewer
+//! of each database the more of them are open.
+//!
+//! The file is shortened where its last segment is free, and a writer waits for that where no other
+//! is. The last one is free only when all that it holds was written anew, and meanwhile no other was
+//! begun behind it: of a log of a few segments often, of one of thousands hardly ever. So the longer the
+//! log, the more may be waiting: a disk that stands still for half a second holds nobody up there.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::files::Files;
 use crate::error::Result;
 
+/// Databases that are open in this process, all of which share sled's threads.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
 /// A segment of the log is one buffer, or more where it was flushed before it was full.
 pub(super) struct Backlog {
     segment_size: i64,
-    /// A writer has found too much of the log unwritten.
-    behind: AtomicBool,
+    /// How far the log must be written before more may be written to it.
+    needed: AtomicI64,
     /// How far the log was written when a writer waited for it in vain.
     stuck_at: AtomicI64,
     /// Batches since the last flush.
-    batches: Mutex<u8>,
+    batches: Mutex<i64>,
+}
+
+/// Segments of a log of so many that may be begun and not written, where so many databases are
+/// open. Until the next look there may be one more: of up to six short ones together six buffers.
+fn most_segments(open: usize, segments: i64) -> i64 {
+    const MOST: i64 = 64;
+    /// Of a log that is long.
+    const SHARE: i64 = 64;
+
+    match (segments / SHARE, open) {
+        (share @ 8.., _) => share.min(MOST),
+        (_, 0 | 1) => 4,
+        (_, 2) => 2,
+        (_, 3) => 1,
+        _ => 0,
+    }
+}
+
+/// Likewise batches that may follow each other without a flush. Each begins a buffer and ends one,
+/// however short it is.
+fn most_batches(open: usize, segments: i64) -> i64 {
+    (most_segments(open, segments) / 2).max(1)
 }
 
 impl Backlog {
-    /// Segments of the log that may be begun and not written.
-    const MOST: i64 = 2;
-
     pub(super) fn new(segment_size: usize) -> Self {
+        OPEN.fetch_add(1, Ordering::Relaxed);
         let segment_size = i64::try_from(segment_size).unwrap_or(i64::MAX);
         Self {
             segment_size,
-            behind: AtomicBool::new(false),
+            needed: AtomicI64::new(i64::MIN),
             stuck_at: AtomicI64::new(i64::MIN),
             batches: Mutex::new(0),
         }
@@ -47,79 +76,74 @@ impl Backlog {
         MOST.min(self.segment_size.unsigned_abs() / 8)
     }
 
-    /// Returns when more may be written to `db`: at once, unless it is time for a look or others
-    /// wait. Where the log does not go on by itself, as behind a batch whose last buffer is not
-    /// full, `flush` is called once. Waits no longer than it takes to see that sled does not go on
-    /// at all.
+    /// The log is begun up to `place`, and its file is so long.
+    pub(super) fn begun(&self, place: i64, length: u64) {
+        let segment = place - place.rem_euclid(self.segment_size);
+        let most = most_segments(OPEN.load(Ordering::Relaxed), self.segments(length));
+        // The last byte that is written is one less than the place of the next.
+        self.needed.fetch_max(segment - most * self.segment_size - 1, Ordering::Relaxed);
+    }
+
+    fn segments(&self, length: u64) -> i64 {
+        i64::try_from(length).unwrap_or(i64::MAX) / self.segment_size
+    }
+
+    /// Returns when more may be written: at once, unless too much was begun when somebody looked.
+    /// Where the log does not go on by itself, as behind a batch whose last buffer is not full,
+    /// `flush` is called once. Waits no longer than it takes to see that sled does not go on at
+    /// all.
     pub(super) fn wait(
         &self,
-        db: &sled::Db,
+        written: impl Fn() -> i64,
         files: &Files,
-        is_due: bool,
         flush: impl FnOnce(),
     ) -> Result<()> {
         const PAUSE: Duration = Duration::from_micros(200);
         const BY_ITSELF: Duration = Duration::from_millis(2);
         const LONGEST: Duration = Duration::from_secs(10);
 
-        if !is_due && !self.behind.load(Ordering::Relaxed) {
+        let needed = self.needed.load(Ordering::Relaxed);
+        let mut last = written();
+        if last >= needed {
             return Ok(());
         }
-        let log = &db.context.pagecache.log;
         let mut flush = Some(flush);
-        let mut last = i64::MIN;
         let mut since = Instant::now();
-        while let Some(enough) = self.behind(db) {
-            self.behind.store(true, Ordering::Relaxed);
-            loop {
-                let written = log.stable_offset();
-                if written >= enough {
-                    break;
-                }
-                if written != last {
-                    (last, since) = (written, Instant::now());
-                }
-                if since.elapsed() > LONGEST || written == self.stuck_at.load(Ordering::Relaxed) {
-                    self.stuck_at.store(written, Ordering::Relaxed);
-                    self.behind.store(false, Ordering::Relaxed);
-                    return Ok(());
-                }
-                if since.elapsed() > BY_ITSELF
-                    && let Some(flush) = flush.take()
-                {
-                    flush();
-                }
-                files.check_writable()?;
-                std::thread::park_timeout(PAUSE);
+        while last < needed && last != self.stuck_at.load(Ordering::Relaxed) {
+            if since.elapsed() > LONGEST {
+                self.stuck_at.store(last, Ordering::Relaxed);
+            }
+            if since.elapsed() > BY_ITSELF
+                && let Some(flush) = flush.take()
+            {
+                flush();
+            }
+            files.check_writable()?;
+            std::thread::park_timeout(PAUSE);
+            let now = written();
+            if now != last {
+                (last, since) = (now, Instant::now());
             }
         }
-        self.behind.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Before a batch. Each begins a buffer and ends one, however short it is: after two, `flush` is
-    /// to return when they are written.
-    pub(super) fn wait_for_batches(&self, flush: impl FnOnce()) {
-        const MOST: u8 = 2;
-
+    /// Before a batch, where the log's file is so long. `flush` is to return when those before are
+    /// written.
+    pub(super) fn wait_for_batches(&self, length: u64, flush: impl FnOnce()) {
+        let most = most_batches(OPEN.load(Ordering::Relaxed), self.segments(length));
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        if *batches >= MOST {
+        if *batches >= most {
             flush();
             *batches = 0;
         }
         *batches += 1;
     }
+}
 
-    /// How far the log must be written before more may come, if it is not yet, nor in vain. (All of
-    /// this is public in 0.34.7, but not documented.)
-    fn behind(&self, db: &sled::Db) -> Option<i64> {
-        let log = &db.context.pagecache.log;
-        let written = log.stable_offset();
-        let iter = log.iter_from(written.max(0));
-        let (&begun, _) = iter.segments.last_key_value()?;
-        // The last byte that is written: one less than the place of the next.
-        let enough = begun - Self::MOST * self.segment_size - 1;
-        (written < enough && iter.config.global_error().is_ok()).then_some(enough)
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -128,7 +152,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread;
 
-    use crossbeam::channel::{self, RecvTimeoutError};
+    use crossbeam::channel;
 
     use super::super::{SledOptions, SledStorage};
     use super::*;
@@ -165,6 +189,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_six_databases_one_of_the_seven_threads_is_left() {
+        const SHORT: i64 = 511;
+
+        for open in 1..=6 {
+            let buffers = i64::try_from(open).unwrap() * (most_segments(open, SHORT) + 1);
+            assert!(buffers < 7, "{open} databases: {buffers}");
+        }
+        assert_eq!([1, 2, 3, 7].map(|open| most_batches(open, SHORT)), [2, 1, 1, 1]);
+        let long = [640, 10_000].map(|segments| [1, 7].map(|open| most_segments(open, segments)));
+        assert_eq!(long, [[10, 10], [64, 64]]);
+    }
+
     /// A buffer that is not written keeps a flush from ending.
     #[test]
     fn after_two_batches_the_next_waits_for_a_flush() {
@@ -184,10 +221,16 @@ mod tests {
                 }
             });
             let next = |longest| makes.recv_timeout(Duration::from_secs(longest));
-            let early = [next(60), next(60), next(1)];
+            let mut early = vec![next(60)];
+            while early.last().is_some_and(Result::is_ok) {
+                early.push(next(1));
+            }
             left.abort().unwrap();
-            assert_eq!(early, [Ok(0), Ok(1), Err(RecvTimeoutError::Timeout)]);
-            assert_eq!(next(60), Ok(2));
+            // Where other tests have databases open, the second waits already.
+            assert!((2..=3).contains(&early.len()), "{early:?}");
+            early.pop();
+            early.extend((early.len()..3).map(|_| next(60)));
+            assert_eq!(early, [0, 1, 2].map(Ok));
         });
     }
 
@@ -221,7 +264,7 @@ mod tests {
                     (last, since) = (written_by_now(), Instant::now());
                 }
             }
-            assert!((10..150).contains(&last), "of 300: {last}");
+            assert!((3..150).contains(&last), "of 300: {last}");
             left.abort().unwrap();
         });
         assert_eq!(written.into_inner(), 300);

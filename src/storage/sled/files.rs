@@ -73,6 +73,11 @@ impl Files {
         &self.log
     }
 
+    /// Bytes of the log's file; 0 where that cannot be told.
+    pub(super) fn log_length(&self) -> u64 {
+        self.log.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     pub(super) fn check_writable(&self) -> Result<()> {
         self.broken.get().map_or(Ok(()), |error| Err(error.clone()))
     }
