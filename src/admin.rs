@@ -235,8 +235,8 @@ impl KeyAdmin {
     /// Changes what the org may do. A key that it brought stays.
     ///
     /// # Errors
-    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite than
-    /// the org has; [`Error::InvalidOption`](crate::Error::InvalidOption) for a limit that every
+    /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite or
+    /// [`NamePolicy`](crate::NamePolicy) than the org has; [`Error::InvalidOption`](crate::Error::InvalidOption) for a limit that every
     /// key is beyond.
     pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<()> {
         let state = self.engine.org(org)?;

@@ -94,7 +94,8 @@ pub enum Error {
         /// What the system says.
         why: String,
     },
-    /// The material is or was in use: by this org, another org, or as the root key.
+    /// The material is or was in use: by an org, for backups or as the root key, here or in a store
+    /// whose backup was restored here.
     #[error(
         "this key (fingerprint {fingerprint}) is already in use or was used before; nothing was \
          changed; every key version needs new random bytes"
@@ -492,7 +493,8 @@ impl Error {
         matches!(self, Self::RolledBack { .. })
     }
 
-    /// The machine failed; the same call may succeed later.
+    /// The machine failed. The same call may succeed later; after [`SyncFailed`](Self::SyncFailed) and
+    /// [`WriteFailed`](Self::WriteFailed) only once the store was opened again.
     #[must_use]
     pub fn is_environment(&self) -> bool {
         matches!(

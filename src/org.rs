@@ -95,7 +95,8 @@ impl Org {
     /// Seals `value` under the org's active key and stores it.
     ///
     /// # Errors
-    /// [`Error::NameLength`](crate::Error::NameLength),
+    /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
+    /// [`Error::NameDepth`](crate::Error::NameDepth);
     /// [`Error::ValueTooLarge`](crate::Error::ValueTooLarge),
     /// [`Error::KeySuspended`](crate::Error::KeySuspended); disk errors of the machine.
     pub fn put(&self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
@@ -111,7 +112,8 @@ impl Org {
     /// # Errors
     /// [`Error::RecordDamaged`](crate::Error::RecordDamaged),
     /// [`Error::KeySuspended`](crate::Error::KeySuspended),
-    /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
+    /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
+    /// [`Error::NameDepth`](crate::Error::NameDepth); disk errors of the machine.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Result<Option<Value>> {
         let _timed = self.engine.latency.start();
         self.engine.read(&self.state, self.check(name.as_ref())?)
@@ -120,7 +122,8 @@ impl Org {
     /// Whether there is a record of this name. Opens nothing.
     ///
     /// # Errors
-    /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
+    /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
+    /// [`Error::NameDepth`](crate::Error::NameDepth); disk errors of the machine.
     pub fn contains(&self, name: impl AsRef<[u8]>) -> Result<bool> {
         self.engine.contains(&self.state, self.check(name.as_ref())?)
     }
@@ -128,7 +131,10 @@ impl Org {
     /// Deletes `name`, whether it was there or not, readable or not.
     ///
     /// # Errors
-    /// [`Error::NameLength`](crate::Error::NameLength); disk errors of the machine.
+    /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
+    /// [`Error::NameDepth`](crate::Error::NameDepth), and
+    /// [`Error::KeySuspended`](crate::Error::KeySuspended) while a key is suspended; disk errors of the
+    /// machine.
     pub fn delete(&self, name: impl AsRef<[u8]>) -> Result<()> {
         let _timed = self.engine.latency.start();
         self.engine.write(&self.state, self.check_write(name.as_ref())?, None)?;

@@ -90,7 +90,7 @@ const STORY: &[Part] = &[
          each org is under a new key with a higher number; what a customer's key was once used for \
          is not forgotten.",
     ),
-    Runs("byokv keygen > backup.key"),
+    Runs("(umask 077; byokv keygen > backup.key)"),
     Runs("byokv backup --key-file backup.key --out monday.backup"),
     Runs("byokv backup show --key-file backup.key monday.backup"),
     Runs("byokv --data elsewhere init"),

@@ -134,7 +134,7 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
-    /// touched); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; with the
+    /// written but an empty `LOCK`, where there was none); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; with the
     /// feature `fips` [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the
     /// machine.
     pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
