@@ -64,7 +64,7 @@ impl Options {
 
     /// Bytes of a segment of sled's log, for a database that is made: a store has the size that
     /// it was made with until [`Store::erase_residue`] makes it a fresh database. Default
-    /// 512 KiB; a power of two from 64 KiB to 16 MiB. A page (up to 16 records) that is larger
+    /// 512 KiB; a power of two from 64 KiB to 8 MiB. A page (up to 16 records) that is larger
     /// than a quarter of a segment gets a file of its own.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: usize) -> Self {
@@ -164,9 +164,10 @@ impl Options {
         if self.cache_bytes < 1 << 20 {
             return invalid("cache_bytes", "at least 1 MiB");
         }
-        let segments = (64 << 10)..=(16 << 20);
+        // sled counts the bytes of a segment in 24 bits, and one of 16 MiB may be full to the last.
+        let segments = (64 << 10)..=(8 << 20);
         if !self.segment_bytes.is_power_of_two() || !segments.contains(&self.segment_bytes) {
-            return invalid("segment_bytes", "a power of two, 64 KiB to 16 MiB");
+            return invalid("segment_bytes", "a power of two, 64 KiB to 8 MiB");
         }
         let interval = Duration::from_millis(10)..=Duration::from_secs(3600);
         if !interval.contains(&self.sync_interval) {

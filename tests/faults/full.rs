@@ -91,7 +91,13 @@ pub(crate) fn run(dir: &Path, root: &str, mounted: bool, to_the_end: bool) {
     if mounted && to_the_end {
         // A change of keys that cannot be written has not happened.
         let refused = store.create_org("late", OrgPolicy::byok());
-        assert!(matches!(refused, Err(Error::DiskFull { .. })), "{refused:?}");
+        // Unless the keeper has met the full disk by itself.
+        let says_why = match &refused {
+            Err(Error::DiskFull { .. }) => true,
+            Err(Error::WriteFailed { why }) => why.contains("disk is full"),
+            _ => false,
+        };
+        assert!(says_why, "{refused:?}");
         assert!(store.org("late").is_err());
     }
     drop((org, rotation));

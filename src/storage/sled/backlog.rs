@@ -5,93 +5,112 @@
 //! that writer waits for the file to be shortened, if that was begun. With seven buffers before it in the
 //! queue all of them wait for ever, and with them every store of the process
 //! (<https://github.com/spacejam/sled/pull/1269>, after 0.34.7;
-//! <https://github.com/spacejam/sled/issues/1412>). So only a few buffers may be waiting, the fewer
-//! of each database the more of them are open.
-//!
-//! The file is shortened where its last segment is free, and a writer waits for that where no other
-//! is. The last one is free only when all that it holds was written anew, and meanwhile no other was
-//! begun behind it: of a log of a few segments often, of one of thousands hardly ever. So the longer the
-//! log, the more may be waiting: a disk that stands still for half a second holds nobody up there.
+//! <https://github.com/spacejam/sled/issues/1412>). So only a few buffers may be waiting while the log's
+//! file is shortened now and then. Where it was not for long, more may be: a disk that stands still for a
+//! moment holds nobody up there.
 
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::files::Files;
 use crate::error::Result;
 
-/// Databases that are open in this process, all of which share sled's threads.
-static OPEN: AtomicUsize = AtomicUsize::new(0);
-
-/// A segment of the log is one buffer, or more where it was flushed before it was full.
+/// A segment of the log is one buffer, or more where it was flushed before it was full, or where a
+/// batch begins or ends.
 pub(super) struct Backlog {
     segment_size: i64,
+    /// What was written, by our count.
+    written: AtomicU64,
+    is_due: AtomicBool,
+    /// The log's file when somebody last looked.
+    length: AtomicU64,
+    /// Where the log went on when its file was last seen shorter than before, or first seen.
+    shortened_at: AtomicI64,
+    /// Where it went on before the last batch.
+    batch_at: AtomicI64,
     /// How far the log must be written before more may be written to it.
     needed: AtomicI64,
     /// How far the log was written when a writer waited for it in vain.
     stuck_at: AtomicI64,
-    /// Batches since the last flush.
-    batches: Mutex<i64>,
+    /// One of those who wait has asked for a flush.
+    asked: AtomicBool,
 }
 
-/// Segments of a log of so many that may be begun and not written, where so many databases are
-/// open. Until the next look there may be one more: of up to six short ones together six buffers.
-fn most_segments(open: usize, segments: i64) -> i64 {
-    const MOST: i64 = 64;
-    /// Of a log that is long.
-    const SHARE: i64 = 64;
-
-    match (segments / SHARE, open) {
-        (share @ 8.., _) => share.min(MOST),
-        (_, 0 | 1) => 4,
-        (_, 2) => 2,
-        (_, 3) => 1,
-        _ => 0,
-    }
-}
-
-/// Likewise batches that may follow each other without a flush. Each begins a buffer and ends one,
-/// however short it is.
-fn most_batches(open: usize, segments: i64) -> i64 {
-    (most_segments(open, segments) / 2).max(1)
+/// Where the log goes on, and how long its file is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) at: i64,
+    pub(super) length: u64,
 }
 
 impl Backlog {
+    /// Whole segments that may be begun and not written; until the next look one more. With what two
+    /// batches begin and end, and one flush, six buffers.
+    const SEGMENTS: i64 = 1;
+    /// Likewise, in bytes, where the log's file was not shortened for [`LONG`](Self::LONG).
+    const WIDE: i64 = 32 << 20;
+    /// Segments.
+    const LONG: i64 = 128;
+
     pub(super) fn new(segment_size: usize) -> Self {
-        OPEN.fetch_add(1, Ordering::Relaxed);
-        let segment_size = i64::try_from(segment_size).unwrap_or(i64::MAX);
+        let never = || AtomicI64::new(i64::MIN);
         Self {
-            segment_size,
-            needed: AtomicI64::new(i64::MIN),
-            stuck_at: AtomicI64::new(i64::MIN),
-            batches: Mutex::new(0),
+            segment_size: i64::try_from(segment_size).unwrap_or(i64::MAX),
+            written: AtomicU64::new(0),
+            is_due: AtomicBool::new(true),
+            length: AtomicU64::new(u64::MAX),
+            shortened_at: never(),
+            batch_at: never(),
+            needed: never(),
+            stuck_at: never(),
+            asked: AtomicBool::new(false),
         }
     }
 
-    /// Bytes of values and keys that are written between two looks. What sled writes for them may
-    /// be three times as much.
-    pub(super) fn look(&self) -> u64 {
-        const MOST: u64 = 128 << 10;
+    /// Counts what is about to be written; whether it is time to say where the log goes on. A
+    /// deletion has few bytes, and sled writes a page for some of them.
+    pub(super) fn is_due(&self, bytes: usize) -> bool {
+        const EACH: u64 = 1 << 10;
+        const LOOK: u64 = 128 << 10;
 
-        MOST.min(self.segment_size.unsigned_abs() / 8)
+        let look = LOOK.min(self.segment_size.unsigned_abs() / 8);
+        let bytes = bytes as u64 + EACH;
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if before / look != (before + bytes) / look {
+            self.is_due.store(true, Ordering::Relaxed);
+        }
+        self.is_due.load(Ordering::Relaxed)
     }
 
-    /// The log is begun up to `place`, and its file is so long.
-    pub(super) fn begun(&self, place: i64, length: u64) {
-        let segment = place - place.rem_euclid(self.segment_size);
-        let most = most_segments(OPEN.load(Ordering::Relaxed), self.segments(length));
+    /// The log goes on there. All that came before a batch must be written before the next.
+    pub(super) fn begun(&self, place: Place, is_batch: bool) {
+        self.is_due.store(false, Ordering::Relaxed);
+        let is_shorter = place.length < self.length.swap(place.length, Ordering::Relaxed);
+        if is_shorter {
+            self.shortened_at.fetch_max(place.at, Ordering::Relaxed);
+        }
+        let since = place.at.saturating_sub(self.shortened_at.load(Ordering::Relaxed));
+        let is_wide = since / self.segment_size >= Self::LONG;
+        let segments = match is_wide {
+            true => (Self::WIDE / self.segment_size).max(Self::SEGMENTS),
+            false => Self::SEGMENTS,
+        };
+        let segment = place.at - place.at.rem_euclid(self.segment_size);
+        let mut needed = segment.saturating_sub(segments.saturating_mul(self.segment_size));
+        if is_batch {
+            let before = self.batch_at.swap(place.at, Ordering::Relaxed);
+            if !is_wide {
+                needed = needed.max(before);
+            }
+        }
         // The last byte that is written is one less than the place of the next.
-        self.needed.fetch_max(segment - most * self.segment_size - 1, Ordering::Relaxed);
-    }
-
-    fn segments(&self, length: u64) -> i64 {
-        i64::try_from(length).unwrap_or(i64::MAX) / self.segment_size
+        self.needed.fetch_max(needed.saturating_sub(1), Ordering::Relaxed);
     }
 
     /// Returns when more may be written: at once, unless too much was begun when somebody looked.
     /// Where the log does not go on by itself, as behind a batch whose last buffer is not full,
-    /// `flush` is called once. Waits no longer than it takes to see that sled does not go on at
-    /// all.
+    /// `flush` is called by one of those who wait. Waits no longer than it takes to see that sled
+    /// does not go on at all.
     pub(super) fn wait(
         &self,
         written: impl Fn() -> i64,
@@ -107,43 +126,30 @@ impl Backlog {
         if last >= needed {
             return Ok(());
         }
-        let mut flush = Some(flush);
-        let mut since = Instant::now();
-        while last < needed && last != self.stuck_at.load(Ordering::Relaxed) {
+        let (mut flush, mut since) = (Some(flush), Instant::now());
+        let mut waited = Ok(());
+        while waited.is_ok() && last < needed && last != self.stuck_at.load(Ordering::Relaxed) {
             if since.elapsed() > LONGEST {
                 self.stuck_at.store(last, Ordering::Relaxed);
             }
             if since.elapsed() > BY_ITSELF
+                && flush.is_some()
+                && !self.asked.swap(true, Ordering::Relaxed)
                 && let Some(flush) = flush.take()
             {
                 flush();
             }
-            files.check_writable()?;
             std::thread::park_timeout(PAUSE);
             let now = written();
             if now != last {
                 (last, since) = (now, Instant::now());
             }
+            waited = files.check_writable();
         }
-        Ok(())
-    }
-
-    /// Before a batch, where the log's file is so long. `flush` is to return when those before are
-    /// written.
-    pub(super) fn wait_for_batches(&self, length: u64, flush: impl FnOnce()) {
-        let most = most_batches(OPEN.load(Ordering::Relaxed), self.segments(length));
-        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        if *batches >= most {
-            flush();
-            *batches = 0;
+        if flush.is_none() {
+            self.asked.store(false, Ordering::Relaxed);
         }
-        *batches += 1;
-    }
-}
-
-impl Drop for Backlog {
-    fn drop(&mut self) {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
+        waited
     }
 }
 
@@ -152,7 +158,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread;
 
-    use crossbeam::channel;
+    use crossbeam::channel::{self, RecvTimeoutError};
 
     use super::super::{SledOptions, SledStorage};
     use super::*;
@@ -189,22 +195,9 @@ mod tests {
         }
     }
 
+    /// A buffer that is not written keeps what comes after it from counting as written.
     #[test]
-    fn of_six_databases_one_of_the_seven_threads_is_left() {
-        const SHORT: i64 = 511;
-
-        for open in 1..=6 {
-            let buffers = i64::try_from(open).unwrap() * (most_segments(open, SHORT) + 1);
-            assert!(buffers < 7, "{open} databases: {buffers}");
-        }
-        assert_eq!([1, 2, 3, 7].map(|open| most_batches(open, SHORT)), [2, 1, 1, 1]);
-        let long = [640, 10_000].map(|segments| [1, 7].map(|open| most_segments(open, segments)));
-        assert_eq!(long, [[10, 10], [64, 64]]);
-    }
-
-    /// A buffer that is not written keeps a flush from ending.
-    #[test]
-    fn after_two_batches_the_next_waits_for_a_flush() {
+    fn a_batch_waits_for_what_came_before_the_last_one() {
         let dir = tempfile::tempdir().unwrap();
         let storage = open(dir.path());
         let database = storage.0.current();
@@ -221,17 +214,29 @@ mod tests {
                 }
             });
             let next = |longest| makes.recv_timeout(Duration::from_secs(longest));
-            let mut early = vec![next(60)];
-            while early.last().is_some_and(Result::is_ok) {
-                early.push(next(1));
-            }
+            let early = [next(60), next(1)];
             left.abort().unwrap();
-            // Where other tests have databases open, the second waits already.
-            assert!((2..=3).contains(&early.len()), "{early:?}");
-            early.pop();
-            early.extend((early.len()..3).map(|_| next(60)));
-            assert_eq!(early, [0, 1, 2].map(Ok));
+            assert_eq!(early, [Ok(0), Err(RecvTimeoutError::Timeout)]);
+            assert_eq!([next(60), next(60)], [Ok(1), Ok(2)]);
         });
+    }
+
+    #[test]
+    fn more_may_wait_where_the_log_was_not_shortened_for_long() {
+        const SEGMENT: i64 = 512 << 10;
+
+        let backlog = Backlog::new(512 << 10);
+        let unwritten = |at: i64, length| {
+            backlog.begun(Place { at: at * SEGMENT + 1, length }, false);
+            at - (backlog.needed.load(Ordering::Relaxed) + 1) / SEGMENT
+        };
+        assert_eq!([unwritten(10, 100), unwritten(20, 100), unwritten(137, 200)], [1; 3]);
+        assert_eq!(unwritten(210, 200), 64);
+        assert_eq!([unwritten(220, 199), unwritten(230, 300)], [1; 2]);
+        let place = |at| Place { at, length: 300 };
+        backlog.begun(place(231 * SEGMENT), true);
+        backlog.begun(place(231 * SEGMENT + 100), true);
+        assert_eq!(backlog.needed.load(Ordering::Relaxed), 231 * SEGMENT - 1);
     }
 
     /// A buffer that is not written keeps what comes after it from counting as written.

@@ -16,6 +16,8 @@ use crate::error::Result;
 const SPACES: [Space; 2] = [Space::System, Space::Records];
 /// Bytes copied at once.
 const PIECE: usize = 1 << 20;
+/// What each noted key counts for by itself: a batch holds up every store of the process.
+const EACH: usize = 1 << 10;
 
 pub(super) struct Copy<'a> {
     shared: &'a Shared,
@@ -59,7 +61,7 @@ impl<'a> Copy<'a> {
         if bytes == 0 {
             return Ok(());
         }
-        self.new.admit_batch(bytes, false)?;
+        let _one_at_a_time = self.new.admit_batch(bytes, false)?;
         self.new.apply_raw(space, batch, &self.new.begin_batch()?)
     }
 
@@ -72,7 +74,7 @@ impl<'a> Copy<'a> {
             let (mut batch, mut bytes) = (sled::Batch::default(), 0);
             for (_, key) in noted.iter().filter(|(noted_in, _)| *noted_in == space) {
                 let value = self.old.get_raw(space, key)?;
-                bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
+                bytes += EACH + key.len() + value.as_ref().map_or(0, |value| value.len());
                 match value {
                     Some(value) => batch.insert(key.clone(), value),
                     None => batch.remove(key.clone()),

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io;
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{self, RecvTimeoutError};
 
 use super::super::Space;
-use super::backlog::Backlog;
+use super::backlog::{Backlog, Place};
 use super::border::{await_release, forget_cached, guarded};
 use super::digest::{self, Prints};
 use super::files::Files;
@@ -35,15 +35,6 @@ fn another_value() -> Vec<u8> {
     let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     [nanos, count].map(u64::to_be_bytes).concat()
-}
-
-/// Where sled's log goes on. A message that is cancelled tells, as sled leaves them by the thousand:
-/// to ask it for its segments takes the very lock that those wait for who write the log, and time for
-/// each segment. (Public in 0.34.7, but not documented.)
-fn place(db: &sled::Db) -> sled::Result<i64> {
-    let guard = sled::pin();
-    let message = db.context.pagecache.log.reserve(sled::LogKind::Free, 0, &(), &guard)?;
-    message.abort().map(|(place, _)| place)
 }
 
 /// Flushes where there is no keeper yet. sled wakes nobody who waits for a flush when a write
@@ -132,6 +123,8 @@ pub(super) struct Database {
     records: sled::Tree,
     system: sled::Tree,
     backlog: Backlog,
+    /// Held by whoever makes a batch.
+    batches: Mutex<()>,
     /// After sled: its thread has the last handle, closes sled, and then lets go of its space.
     keeper: Keeper,
 }
@@ -183,7 +176,14 @@ impl Database {
             })
         };
         let ((db, records, system), keeper) = Keeper::start(files, segment, open)?;
-        let database = Self { db, records, system, backlog: Backlog::new(segment), keeper };
+        let database = Self {
+            db,
+            records,
+            system,
+            backlog: Backlog::new(segment),
+            batches: Mutex::default(),
+            keeper,
+        };
         database.sync_names()?;
         Ok(database)
     }
@@ -223,11 +223,13 @@ impl Database {
     /// half changed, and what is written then may go over what is needed.
     fn writing<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T> {
         self.check_writable()?;
-        let written = self.attempt("writing", f);
-        if let Err(error @ (Error::Io { .. } | Error::DiskFull { .. })) = &written {
+        self.attempt("writing", f).inspect_err(|error| self.note_failed(error))
+    }
+
+    fn note_failed(&self, error: &Error) {
+        if let Error::Io { .. } | Error::DiskFull { .. } = error {
             self.files().note_failed(error);
         }
-        written
     }
 
     /// Writes where it first has to read. Where that is what fails, nothing was written, and
@@ -251,23 +253,42 @@ impl Database {
     /// Counts what is about to be written, and refuses what there is no space for, before anything
     /// of it is. What is `needed` to go on may go into the space that is kept.
     pub(super) fn admit(&self, bytes: usize, needed: bool) -> Result<()> {
-        self.check_writable()?;
-        self.files().check_space(bytes, needed)?;
-        if self.keeper.wrote(bytes, self.backlog.look()) {
-            self.backlog.begun(self.writing(|| place(&self.db))?, self.files().log_length());
-        }
-        let written = || self.db.context.pagecache.log.stable_offset();
-        self.backlog.wait(written, self.files(), || self.keeper.flush(Duration::ZERO))
+        self.admit_some(bytes, needed, false)
     }
 
-    /// Before a batch of so many bytes, and before any lock that a flush could wait for.
-    pub(super) fn admit_batch(&self, bytes: usize, needed: bool) -> Result<()> {
-        const LONGEST: Duration = Duration::from_secs(10);
+    /// Before a batch of so many bytes, and before any lock that a flush could wait for. No other
+    /// batch is admitted before what it gives is dropped.
+    pub(super) fn admit_batch(&self, bytes: usize, needed: bool) -> Result<MutexGuard<'_, ()>> {
+        let one_at_a_time = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admit_some(bytes, needed, true)?;
+        Ok(one_at_a_time)
+    }
 
-        self.admit(bytes, needed)?;
-        let length = self.files().log_length();
-        self.backlog.wait_for_batches(length, || self.keeper.flush(LONGEST));
-        Ok(())
+    fn admit_some(&self, bytes: usize, needed: bool, is_batch: bool) -> Result<()> {
+        self.check_writable()?;
+        self.files().check_space(bytes, needed)?;
+        self.keeper.wrote(bytes);
+        if (self.backlog.is_due(bytes) || is_batch)
+            && let Some(place) = self.keeper.flushes().between_batches(|| self.place())
+        {
+            self.backlog.begun(place?, is_batch);
+        }
+        self.backlog.wait(|| self.reached(), self.files(), || self.keeper.flush())
+    }
+
+    /// Where sled's log goes on. A message that is cancelled tells, as sled leaves them by the
+    /// thousand: to ask it for its segments takes the very lock that those wait for who write the
+    /// log, and time for each segment. (Public in 0.34.7, but not documented.) Not while a batch
+    /// begins: sled would not see that its first buffer is sealed.
+    fn place(&self) -> Result<Place> {
+        let ask = || {
+            let guard = sled::pin();
+            let log = &self.db.context.pagecache.log;
+            log.reserve(sled::LogKind::Free, 0, &(), &guard)?.abort()
+        };
+        let (at, _) = guarded(self.dir(), "writing", Some(&self.files().broken), ask)
+            .inspect_err(|error| self.note_failed(error))?;
+        Ok(Place { at, length: self.files().log_length() })
     }
 
     /// sled creates `blobs/` and snapshots and syncs no directory.

@@ -80,6 +80,12 @@ impl Flushes {
         Ok(InBatch { flushes: self, begun_at })
     }
 
+    /// Does it where no batch is under way, and keeps batches out meanwhile.
+    pub(super) fn between_batches<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+        let state = self.state();
+        state.batches.is_empty().then(f)
+    }
+
     /// How far the log is written, as `reached` tells, and how far before any batch that is under
     /// way, and may yet fail.
     pub(super) fn reached(&self, reached: impl FnOnce() -> i64) -> (i64, i64) {

@@ -39,7 +39,7 @@ enum Ask {
     /// Flush and sync, and say how that went.
     Sync(Sender<Result<()>>),
     /// Flush, and say that it has ended.
-    Flush(Sender<()>),
+    Flush,
     Turn,
 }
 
@@ -116,22 +116,17 @@ impl Keeper {
         &self.flushes
     }
 
-    /// Counts what is written; whether so many bytes are full for which it is time to `look` at the
-    /// [`Backlog`](super::backlog::Backlog).
-    pub(super) fn wrote(&self, bytes: usize, look: u64) -> bool {
+    /// Counts what is written.
+    pub(super) fn wrote(&self, bytes: usize) {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        let after = before + bytes as u64;
-        if before < Self::BYTES && after >= Self::BYTES {
+        if before < Self::BYTES && before + bytes as u64 >= Self::BYTES {
             self.ask(Ask::Turn);
         }
-        before / look != after / look
     }
 
-    /// Has what is in sled's last buffer written; waits for it so long.
-    pub(super) fn flush(&self, longest: Duration) {
-        let (reply, ended) = channel::bounded(1);
-        self.ask(Ask::Flush(reply));
-        let _ = ended.recv_timeout(longest);
+    /// Has what is in sled's last buffer written, soon.
+    pub(super) fn flush(&self) {
+        self.ask(Ask::Flush);
     }
 
     fn ask(&self, ask: Ask) {
@@ -232,10 +227,9 @@ impl Work {
                     let _ = reply.send(flushed.and_then(|()| self.files.sync()));
                     Instant::now() >= due_at
                 }
-                Ok(Ask::Flush(reply)) => {
+                Ok(Ask::Flush) => {
                     // Whoever syncs or writes next meets an error.
                     let _ = self.flush();
-                    let _ = reply.send(());
                     Instant::now() >= due_at
                 }
                 Ok(Ask::Turn) => {

@@ -119,7 +119,8 @@ impl Shared {
         let bytes = writes.iter().map(|(key, value)| key.len() + length(value)).sum();
         let only_deletes = writes.values().all(Option::is_none);
         self.write(|database, notes| {
-            database.admit_batch(bytes, space == Space::System || only_deletes)?;
+            let needed = space == Space::System || only_deletes;
+            let _one_at_a_time = database.admit_batch(bytes, needed)?;
             let digest = &self.digest;
             // In ascending order, so that two batches never wait for each other.
             let numbers: BTreeSet<usize> =
