@@ -117,7 +117,7 @@ impl Backlog {
         files: &Files,
         flush: impl FnOnce(),
     ) -> Result<()> {
-        const PAUSE: Duration = Duration::from_micros(200);
+        const PAUSE: Duration = Duration::from_micros(50);
         const BY_ITSELF: Duration = Duration::from_millis(2);
         const LONGEST: Duration = Duration::from_secs(10);
 
