@@ -276,17 +276,11 @@ impl Database {
         self.backlog.wait(|| self.reached(), self.files(), || self.keeper.flush())
     }
 
-    /// Where sled's log goes on. A message that is cancelled tells, as sled leaves them by the
-    /// thousand: to ask it for its segments takes the very lock that those wait for who write the
-    /// log, and time for each segment. (Public in 0.34.7, but not documented.) Not while a batch
-    /// begins: sled would not see that its first buffer is sealed.
+    /// To ask sled for its segments would take the very lock that those wait for who write the log,
+    /// and time for each segment.
     fn place(&self) -> Result<Place> {
-        let ask = || {
-            let guard = sled::pin();
-            let log = &self.db.context.pagecache.log;
-            log.reserve(sled::LogKind::Free, 0, &(), &guard)?.abort()
-        };
-        let (at, _) = guarded(self.dir(), "writing", Some(&self.files().broken), ask)
+        let place = || flush::place(&self.db);
+        let at = guarded(self.dir(), "writing", Some(&self.files().broken), place)
             .inspect_err(|error| self.note_failed(error))?;
         Ok(Place { at, length: self.files().log_length() })
     }

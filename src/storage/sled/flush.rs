@@ -129,12 +129,18 @@ impl Flushes {
     }
 }
 
-/// Hands all that was written before to the system: up to the place of a message that is taken back
-/// (`pagecache/logger.rs`, public and undocumented).
-pub(super) fn flush(db: &sled::Db) -> sled::Result<()> {
+/// Where sled's log goes on: a message that is taken back tells (`pagecache/logger.rs`, public and
+/// undocumented), as sled leaves them by the thousand. Not while a batch begins: sled would not see
+/// that the buffer before it must be sealed.
+pub(super) fn place(db: &sled::Db) -> sled::Result<i64> {
     let log = &db.context.pagecache.log;
-    let (reached, _) = log.reserve(sled::LogKind::Free, 0, &(), &sled::pin())?.abort()?;
-    log.make_stable(reached).map(drop)
+    let (place, _) = log.reserve(sled::LogKind::Free, 0, &(), &sled::pin())?.abort()?;
+    Ok(place)
+}
+
+/// Hands all that was written before to the system.
+pub(super) fn flush(db: &sled::Db) -> sled::Result<()> {
+    db.context.pagecache.log.make_stable(place(db)?).map(drop)
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub(super) struct Keeper {
 enum Ask {
     /// Flush and sync, and say how that went.
     Sync(Sender<Result<()>>),
-    /// Flush, and say that it has ended.
+    /// Flush.
     Flush,
     Turn,
 }
