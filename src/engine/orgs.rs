@@ -48,7 +48,7 @@ pub(crate) struct Slot {
     pub(crate) held: bool,
     pub(crate) counters: Arc<VersionCounters>,
     /// Wiped when the last snapshot that has them, and the last operation using it, are gone.
-    keys: Option<Arc<[SuiteKey; Suite::ALL.len()]>>,
+    keys: Option<[SuiteKey; Suite::ALL.len()]>,
     /// Likewise; none where names are clear.
     pub(super) name_key: Option<Arc<NameKey>>,
 }
@@ -202,10 +202,10 @@ impl OrgKeys {
 
 impl Slot {
     fn usable(&self) -> Option<Usable<'_>> {
-        self.keys.as_deref().map(|keys| Usable { keys, counters: &self.counters })
+        self.keys.as_ref().map(|keys| Usable { keys, counters: &self.counters })
     }
 }
 
-fn expand(org: OrgId, version: KeyVersion, material: &KeyMaterial) -> Arc<[SuiteKey; 2]> {
-    Arc::new(Suite::ALL.map(|suite| Header { suite, org, version }.key(material)))
+fn expand(org: OrgId, version: KeyVersion, material: &KeyMaterial) -> [SuiteKey; Suite::ALL.len()] {
+    Suite::ALL.map(|suite| Header { suite, org, version }.key(material))
 }

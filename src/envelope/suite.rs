@@ -5,6 +5,8 @@ mod aws;
 #[cfg(any(test, not(feature = "aws-lc")))]
 mod rust;
 
+use std::sync::Arc;
+
 pub(crate) use super::nonce::{NONCE_LEN, Nonce};
 use crate::id::Suite;
 use crate::material::KeyMaterial;
@@ -15,10 +17,11 @@ use rust::{XChaCha20Poly1305, Xaes256Gcm};
 
 pub(crate) const TAG_LEN: usize = 16;
 
-/// A key expanded for one suite. Wiped on drop by the ciphers.
+/// A key expanded for one suite. Clones share it; the last one wipes it, by the ciphers.
+#[derive(Clone)]
 pub(crate) enum SuiteKey {
-    Xaes256Gcm(Box<Xaes256Gcm>),
-    XChaCha20Poly1305(Box<XChaCha20Poly1305>),
+    Xaes256Gcm(Arc<Xaes256Gcm>),
+    XChaCha20Poly1305(Arc<XChaCha20Poly1305>),
 }
 
 /// The tag does not fit: the key, nonce, associated data or ciphertext is another.
@@ -45,9 +48,9 @@ impl Sealed {
 impl SuiteKey {
     pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Self {
         match suite {
-            Suite::Xaes256Gcm => Self::Xaes256Gcm(Box::new(Xaes256Gcm::new(key.expose()))),
+            Suite::Xaes256Gcm => Self::Xaes256Gcm(Arc::new(Xaes256Gcm::new(key.expose()))),
             Suite::XChaCha20Poly1305 => {
-                Self::XChaCha20Poly1305(Box::new(XChaCha20Poly1305::new(key.expose())))
+                Self::XChaCha20Poly1305(Arc::new(XChaCha20Poly1305::new(key.expose())))
             }
         }
     }
