@@ -4,6 +4,7 @@
 //! took long has waited too; measured from its start it would look quick ("coordinated omission").
 
 use std::num::NonZeroU64;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub(crate) struct Load {
     /// When the rotation began and ended, since the start.
     began: AtomicU64,
     ended: AtomicU64,
+    /// By thread: what was served before the rotation.
+    before: [Mutex<Histogram<u64>>; THREADS as usize],
 }
 
 /// What happened before, during and after the rotation.
@@ -84,7 +87,8 @@ impl Load {
         let unset = || AtomicU64::new(u64::MAX);
         let (began, ended) = (unset(), unset());
         let stop = AtomicBool::new(false);
-        Self { org, records, size, start: Instant::now(), stop, began, ended }
+        let before = std::array::from_fn(|_| Mutex::new(histogram()));
+        Self { org, records, size, start: Instant::now(), stop, began, ended, before }
     }
 
     pub(crate) fn since_start(&self) -> Duration {
@@ -97,6 +101,13 @@ impl Load {
 
     pub(crate) fn rotation_ended(&self) {
         self.ended.store(nanos(self.start.elapsed()), Ordering::Release);
+    }
+
+    /// What the store saw 99 of 100 operations take until now, before the rotation.
+    pub(crate) fn p99_before(&self) -> Duration {
+        let mut all = histogram();
+        self.before.iter().for_each(|of_one| all.add(&*of_one.lock().unwrap()).unwrap());
+        Duration::from_nanos(all.value_at_quantile(0.99))
     }
 
     /// When the rotation began and ended.
@@ -139,7 +150,12 @@ impl Load {
             seen.errors += u64::from(!right);
             let phase = self.note(&mut seen, due, answered);
             let interval = rate.map_or(0, |rate| scheduled(THREADS, rate));
-            seen.served[phase].record_correct((answered - started).max(1), interval).unwrap();
+            let took = (answered - started).max(1);
+            seen.served[phase].record_correct(took, interval).unwrap();
+            if phase == 0 {
+                let mut before = self.before[thread as usize].lock().unwrap();
+                before.record_correct(took, interval).unwrap();
+            }
         }
         seen
     }

@@ -123,17 +123,7 @@ fn main() {
     for round in 1..=args.rounds {
         for ((name, held), outcomes) in ways.iter().zip(&mut outcomes) {
             eprintln!("round {round} of {}, {name}", args.rounds);
-            let (name, throttle) = match held {
-                Held::To(throttle) => ((*name).to_owned(), throttle.clone()),
-                Held::ToP99(times) => {
-                    store.sync().unwrap();
-                    let p99 = usual_p99(&args, &org, rate).mul_f64(*times);
-                    let name = format!("{name} ({})", spoken(p99.as_secs_f64() * 1e6));
-                    (name, unlimited().with_foreground_p99(p99).unwrap())
-                }
-            };
-            store.keys().set_throttle(throttle).unwrap();
-            let outcome = rotate(&args, &store, &org, name, rate);
+            let outcome = rotate(&args, &store, &org, (name, held), rate);
             eprintln!(
                 "99 of 100 operations take {:.2} × as long, {:.2} × from when they begin",
                 outcome.p99_ratio(),
@@ -146,14 +136,6 @@ fn main() {
     report(&args, alone, rate, &mut outcomes);
 }
 
-/// What the store sees 99 of 100 operations take when it does nothing else.
-fn usual_p99(args: &Args, org: &Org, rate: f64) -> Duration {
-    let long = Duration::from_secs(args.seconds);
-    let load = Load::new(org.clone(), args.records, args.size);
-    let (seen, ()) = load.run(Some(rate), || std::thread::sleep(long));
-    Duration::from_nanos(seen.served[0].value_at_quantile(0.99))
-}
-
 /// Operations per second of the same threads when each follows on the last.
 fn capacity(args: &Args, org: &Org) -> f64 {
     const LONG: Duration = Duration::from_secs(4);
@@ -162,13 +144,28 @@ fn capacity(args: &Args, org: &Org) -> f64 {
     as_f64(seen.answered[0]) / LONG.as_secs_f64()
 }
 
-fn rotate(args: &Args, store: &Store, org: &Org, name: String, rate: f64) -> Outcome {
+fn rotate(
+    args: &Args,
+    store: &Store,
+    org: &Org,
+    (name, held): (&str, &Held),
+    rate: f64,
+) -> Outcome {
     const LOOK: Duration = Duration::from_millis(100);
     let around = Duration::from_secs(args.seconds);
     store.sync().unwrap();
     let load = Load::new(org.clone(), args.records, args.size);
-    let (seen, rewritten) = load.run(Some(rate), || {
+    let (seen, (name, rewritten)) = load.run(Some(rate), || {
         std::thread::sleep(around.saturating_sub(load.since_start()));
+        let (name, throttle) = match held {
+            Held::To(throttle) => (name.to_owned(), throttle.clone()),
+            Held::ToP99(times) => {
+                let p99 = load.p99_before().mul_f64(*times);
+                let name = format!("{name} ({})", spoken(p99.as_secs_f64() * 1e6));
+                (name, Throttle::unlimited().with_foreground_p99(p99).unwrap())
+            }
+        };
+        store.keys().set_throttle(throttle).unwrap();
         load.rotation_begins();
         let key = KeyMaterial::generate().unwrap();
         let rotation = store.keys().provision("acme", key).unwrap();
@@ -188,7 +185,7 @@ fn rotate(args: &Args, store: &Store, org: &Org, name: String, rate: f64) -> Out
         rewritten.push((end.as_secs_f64(), 1.0));
         std::thread::sleep(around);
         rewritten.push((load.since_start().as_secs_f64(), 1.0));
-        rewritten
+        (name, rewritten)
     });
     let (began, ended) = load.rotation();
     let rotation = (as_f64(began) / 1e9, as_f64(ended) / 1e9);
