@@ -183,7 +183,7 @@ impl KeyAdmin {
     /// Withholds the keys that the org brought: their material leaves the keyring and memory.
     /// Reads and writes of this org that need them fail with
     /// [`Error::KeySuspended`](crate::Error::KeySuspended), its rotations wait, other orgs do
-    /// not notice. Nothing is lost: [`resume`](Self::resume) takes the same key back.
+    /// not notice. Nothing is lost, nor can be deleted by name: [`resume`](Self::resume) takes the same key back.
     ///
     /// # Errors
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if it has no key of its own.

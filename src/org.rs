@@ -98,7 +98,9 @@ impl Org {
     /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
     /// [`Error::NameDepth`](crate::Error::NameDepth);
     /// [`Error::ValueTooLarge`](crate::Error::ValueTooLarge),
-    /// [`Error::KeySuspended`](crate::Error::KeySuspended); disk errors of the machine.
+    /// [`Error::KeySuspended`](crate::Error::KeySuspended),
+    /// [`Error::OrgErased`](crate::Error::OrgErased), [`Error::Closed`](crate::Error::Closed),
+    /// [`Error::RandomUnavailable`](crate::Error::RandomUnavailable); disk errors of the machine.
     pub fn put(&self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         let _timed = self.engine.latency.start();
         let (name, value) = (self.check_write(name.as_ref())?, value.as_ref());
@@ -112,8 +114,11 @@ impl Org {
     /// # Errors
     /// [`Error::RecordDamaged`](crate::Error::RecordDamaged),
     /// [`Error::KeySuspended`](crate::Error::KeySuspended),
+    /// [`Error::KeyRetired`](crate::Error::KeyRetired),
     /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
-    /// [`Error::NameDepth`](crate::Error::NameDepth); disk errors of the machine.
+    /// [`Error::NameDepth`](crate::Error::NameDepth);
+    /// [`Error::OrgErased`](crate::Error::OrgErased), [`Error::Closed`](crate::Error::Closed);
+    /// disk errors of the machine.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Result<Option<Value>> {
         let _timed = self.engine.latency.start();
         self.engine.read(&self.state, self.check(name.as_ref())?)
@@ -123,7 +128,10 @@ impl Org {
     ///
     /// # Errors
     /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
-    /// [`Error::NameDepth`](crate::Error::NameDepth); disk errors of the machine.
+    /// [`Error::NameDepth`](crate::Error::NameDepth) and, where it may lie under a key that is
+    /// suspended, [`Error::KeySuspended`](crate::Error::KeySuspended);
+    /// [`Error::OrgErased`](crate::Error::OrgErased), [`Error::Closed`](crate::Error::Closed);
+    /// disk errors of the machine.
     pub fn contains(&self, name: impl AsRef<[u8]>) -> Result<bool> {
         self.engine.contains(&self.state, self.check(name.as_ref())?)
     }
@@ -132,9 +140,11 @@ impl Org {
     ///
     /// # Errors
     /// [`Error::NameLength`](crate::Error::NameLength), for blinded names also
-    /// [`Error::NameDepth`](crate::Error::NameDepth), and
-    /// [`Error::KeySuspended`](crate::Error::KeySuspended) while a key is suspended; disk errors of the
-    /// machine.
+    /// [`Error::NameDepth`](crate::Error::NameDepth);
+    /// [`Error::KeySuspended`](crate::Error::KeySuspended) while the key that new values are
+    /// sealed under is suspended, for blinded names while any is;
+    /// [`Error::OrgErased`](crate::Error::OrgErased), [`Error::Closed`](crate::Error::Closed);
+    /// disk errors of the machine.
     pub fn delete(&self, name: impl AsRef<[u8]>) -> Result<()> {
         let _timed = self.engine.latency.start();
         self.engine.write(&self.state, self.check_write(name.as_ref())?, None)?;
@@ -168,6 +178,7 @@ impl Org {
         check_value(new.unwrap_or_default())?;
         loop {
             let keys = self.state.gate.enter();
+            keys.check_sealing()?;
             let places = self.state.places(&keys, name)?.all()?;
             let turn = if places.older.is_empty() { None } else { self.state.turn([name]) };
             let stored = self.engine.find_at(&self.state, &places)?;
@@ -232,7 +243,11 @@ impl Org {
     /// How many records the org has, by a walk over all its names.
     ///
     /// # Errors
-    /// Disk errors of the machine.
+    /// [`Error::Closed`](crate::Error::Closed); where names are blinded
+    /// [`Error::RecordDamaged`](crate::Error::RecordDamaged),
+    /// [`Error::KeyRetired`](crate::Error::KeyRetired) and
+    /// [`Error::KeySuspended`](crate::Error::KeySuspended) for one that does not open; disk
+    /// errors of the machine.
     pub fn count(&self) -> Result<u64> {
         self.scan("").names().try_fold(0, |count, name| name.map(|_| count + 1))
     }

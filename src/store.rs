@@ -68,7 +68,9 @@ impl Store {
     /// Makes an org under a platform key of its own.
     ///
     /// # Errors
-    /// [`Error::OrgExists`], [`Error::InvalidOrgName`], [`Error::InvalidOption`]; disk errors of the machine.
+    /// [`Error::OrgExists`], [`Error::InvalidOrgName`], [`Error::InvalidOption`],
+    /// [`Error::RandomUnavailable`]; with the feature `fips` [`Error::SuiteNotApproved`]; disk
+    /// errors of the machine.
     pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
         let state = self.engine.create_org(name, policy)?;
         Ok(Org::new(Arc::clone(&self.engine), state))
@@ -140,7 +142,9 @@ impl Store {
     /// opens the store; copies of the keyring that were made before still open with it.
     ///
     /// # Errors
-    /// [`Error::KeyReused`] for material that any org, backup or root key has or had; disk errors of the machine.
+    /// [`Error::KeyReused`] for material that any org, backup or root key has or had, here or in a
+    /// store whose backup was restored here; [`Error::RootKeyUnavailable`] if the new key cannot
+    /// wrap; disk errors of the machine.
     pub fn change_root_key(&self, root: RootKey) -> Result<()> {
         self.engine.change_root_key(root)
     }

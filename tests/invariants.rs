@@ -333,6 +333,13 @@ fn suspended_keys_withhold_one_org() {
     store.keys().suspend("acme").unwrap();
     assert!(matches!(acme.get("n00001"), Err(Error::KeySuspended { .. })));
     assert!(matches!(acme.put("x", "y"), Err(Error::KeySuspended { .. })));
+    for refused in [
+        acme.delete("n00001"),
+        acme.batch().delete("n00001").commit(),
+        acme.compare_and_swap("x", None, None).map(drop),
+    ] {
+        assert!(matches!(refused, Err(Error::KeySuspended { .. })), "{refused:?}");
+    }
     check_filled(&umbra, 20);
     let wrong = store.keys().resume("acme", material(&key_text()));
     assert!(matches!(wrong, Err(Error::WrongKey { .. })));

@@ -20,8 +20,9 @@ const STORY: &[Part] = &[
     Says(
         "# A key's life, from the command line\n\nA customer's key from `openssl` to *erased*. Three \
          people: the **operator** runs the store, the **customer** owns the key, the **auditor** wants \
-         proof. This page is what the tool really printed; a test runs it line by line \
-         (`tests/operator.rs`).\n\n## A store and an org\n\nThe operator makes a store. The root key \
+         proof. This page is what the tool prints, run line by line by `tests/operator.rs`; ids, times, \
+         durations and sizes are stand-ins, and the progress of rotations on stderr is left \
+         out.\n\n## A store and an org\n\nThe operator makes a store. The root key \
          wraps everything in it: keep a copy where you will find it. An org starts under a platform \
          key of its own.",
     ),
@@ -42,21 +43,21 @@ const STORY: &[Part] = &[
          computes it too:",
     ),
     Runs("openssl rand -base64 32 > acme.key; chmod 600 acme.key"),
-    Runs("byokv key fingerprint --file acme.key"),
+    Runs("byokv key fingerprint --file acme.key | tee announced.txt"),
     Runs(
         "printf 'byokv fingerprint v1' | openssl dgst -sha256 -mac HMAC -macopt hexkey:$(base64 -d acme.key | od -An -v -tx1 | tr -d ' \\n') | sed 's/.*= //' | cut -c1-32",
     ),
     Runs("byokv key wrap --token \"$(cat token.txt)\" --file acme.key > acme.sealed"),
     Says(
         "## Rotation\n\nThe operator provisions it, and refuses any other key than the one whose \
-         fingerprint was announced. Five steps happen, in this order: the key is **installed** in the \
+         fingerprint was announced: what the customer told stands in `announced.txt`. Five steps happen, in this order: the key is **installed** in the \
          keyring, durably; it is **activated**, so that every new value uses it; the records of \
          before are **rewritten**; an independent count **verifies** that none is left under the old \
          key; the old key is **retired**, which means destroyed. The certificate says so. It can be \
          killed at any moment and goes on by itself.",
     ),
     Runs(
-        "byokv key provision acme --sealed --file acme.sealed --expect-fingerprint $(byokv key fingerprint --file acme.key)",
+        "byokv key provision acme --sealed --file acme.sealed --expect-fingerprint $(cat announced.txt)",
     ),
     Runs("byokv key list acme"),
     Runs("byokv rotation status"),
@@ -72,7 +73,7 @@ const STORY: &[Part] = &[
     Runs("byokv key list acme"),
     Runs("byokv key retire acme"),
     Says(
-        "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, until the same key is given back.",
+        "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, nor written or deleted, until the same key is given back.",
     ),
     Runs("byokv key suspend acme --yes"),
     Runs("byokv get acme clusters/7/token"),

@@ -354,6 +354,24 @@ fn a_pause_and_a_throttle_survive_a_restart() {
     rotation.ended();
 }
 
+/// What it is opened with holds for that time only, whatever an operator sets besides.
+#[test]
+fn a_throttle_of_the_options_is_not_kept() {
+    let place = Place::new();
+    let store = slow(&place, 1000);
+    drop(filled(&store, "acme", 2000));
+    let rotation = store.keys().rotate_platform_key("acme").unwrap();
+    rotation.pause().unwrap();
+    assert_ne!(store.keys().throttle(), Throttle::unlimited());
+    drop(rotation);
+    store.close().unwrap();
+    let store = place.open();
+    assert_eq!(store.keys().throttle(), Throttle::unlimited());
+    let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    rotation.resume().unwrap();
+    rotation.ended();
+}
+
 /// A rotation that cannot retire does not go over the records again and again at full speed.
 #[test]
 fn a_rotation_in_vain_waits_longer_and_longer() {

@@ -42,7 +42,7 @@ pub(crate) struct Load {
     began: AtomicU64,
     ended: AtomicU64,
     /// By thread: what was served before the rotation.
-    before: [Mutex<Histogram<u64>>; THREADS as usize],
+    before: Vec<Mutex<Histogram<u64>>>,
 }
 
 /// What happened before, during and after the rotation.
@@ -87,7 +87,7 @@ impl Load {
         let unset = || AtomicU64::new(u64::MAX);
         let (began, ended) = (unset(), unset());
         let stop = AtomicBool::new(false);
-        let before = std::array::from_fn(|_| Mutex::new(histogram()));
+        let before = (0..THREADS).map(|_| Mutex::new(histogram())).collect();
         Self { org, records, size, start: Instant::now(), stop, began, ended, before }
     }
 
@@ -119,8 +119,8 @@ impl Load {
     /// `conduct` returns.
     pub(crate) fn run<T>(&self, rate: Option<f64>, conduct: impl FnOnce() -> T) -> (Seen, T) {
         std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..THREADS).map(|thread| scope.spawn(move || self.work(thread, rate))).collect();
+            let start = |(thread, before)| scope.spawn(move || self.work(thread, before, rate));
+            let threads: Vec<_> = (0..THREADS).zip(&self.before).map(start).collect();
             let conducted = conduct();
             self.stop.store(true, Ordering::Relaxed);
             let mut all = Seen::new();
@@ -131,7 +131,7 @@ impl Load {
         })
     }
 
-    fn work(&self, thread: u64, rate: Option<f64>) -> Seen {
+    fn work(&self, thread: u64, before: &Mutex<Histogram<u64>>, rate: Option<f64>) -> Seen {
         // The kernel rounds sleeps up by 50 µs otherwise.
         rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).unwrap();
         let mut seen = Seen::new();
@@ -153,8 +153,7 @@ impl Load {
             let took = (answered - started).max(1);
             seen.served[phase].record_correct(took, interval).unwrap();
             if phase == 0 {
-                let mut before = self.before[thread as usize].lock().unwrap();
-                before.record_correct(took, interval).unwrap();
+                before.lock().unwrap().record_correct(took, interval).unwrap();
             }
         }
         seen

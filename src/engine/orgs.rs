@@ -169,6 +169,11 @@ impl OrgKeys {
         })
     }
 
+    /// Refuses what writes while the org's key is withheld; that goes for deletions too.
+    pub(crate) fn check_sealing(&self) -> Result<()> {
+        self.sealing().map(drop)
+    }
+
     /// Exactly the version that the header names; other keys are never tried.
     pub(super) fn opening(
         &self,

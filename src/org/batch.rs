@@ -62,6 +62,7 @@ impl Batch {
             return Ok(());
         }
         let keys = state.gate.enter();
+        keys.check_sealing()?;
         let sealed = self.writes.iter().map(|(name, value)| {
             let value =
                 value.as_deref().map(|value| engine.seal(&keys, name, value)).transpose()?;

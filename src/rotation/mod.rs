@@ -53,6 +53,8 @@ pub(crate) struct Rotations {
 struct Board {
     reports: HashMap<OrgId, Report>,
     settings: Settings,
+    /// What holds now: that of the settings, or the one that the store was opened with.
+    throttle: Throttle,
     /// Of whose rotation somebody wants to know how far it has got.
     asked: BTreeSet<OrgId>,
     /// The target of the throttle that will be missed.
@@ -106,8 +108,8 @@ impl Rotations {
         let starting = |e| Error::io("starting the rotation's threads", e);
         let stored = engine.storage.get(Space::System, SETTINGS_KEY)?;
         let stored = stored.and_then(|stored| engine.notary.open(SETTINGS_KEY, &stored));
-        let mut settings: Settings = stored.unwrap_or_default();
-        settings.throttle = throttle.unwrap_or(settings.throttle);
+        let settings: Settings = stored.unwrap_or_default();
+        let throttle = throttle.unwrap_or_else(|| settings.throttle.clone());
         let (commands, received) = channel::unbounded();
         let rotations = Arc::new(Self {
             engine,
@@ -115,6 +117,7 @@ impl Rotations {
             board: Mutex::new(Board {
                 reports: HashMap::new(),
                 settings,
+                throttle,
                 asked: BTreeSet::new(),
                 missed: None,
             }),
@@ -203,13 +206,15 @@ impl Rotations {
     }
 
     pub(crate) fn set_throttle(&self, throttle: Throttle) -> Result<()> {
-        let set = self.set(self.board(), |settings| settings.throttle = throttle);
+        let mut board = self.board();
+        board.throttle = throttle.clone();
+        let set = self.set(board, |settings| settings.throttle = throttle);
         let _ = self.commands.send(Command::Pace);
         set
     }
 
     pub(crate) fn throttle(&self) -> Throttle {
-        self.board().settings.throttle.clone()
+        self.board().throttle.clone()
     }
 
     fn set(&self, mut board: MutexGuard<'_, Board>, set: impl FnOnce(&mut Settings)) -> Result<()> {

@@ -31,6 +31,7 @@ use crate::error::{Error, Result};
 /// # Ok::<(), byokv::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Throttle {
     records_per_second: Option<u32>,
     bytes_per_second: Option<u64>,
@@ -38,6 +39,39 @@ pub struct Throttle {
     share_of_core: Option<f64>,
     foreground_p99: Option<Duration>,
     finish_by_unix_ms: Option<u64>,
+}
+
+/// A [`Throttle`] as it is read, whose limits may lie beyond their ranges.
+#[derive(Deserialize)]
+#[serde(rename = "Throttle")]
+struct Unchecked {
+    records_per_second: Option<u32>,
+    bytes_per_second: Option<u64>,
+    share_of_time: f64,
+    share_of_core: Option<f64>,
+    foreground_p99: Option<Duration>,
+    finish_by_unix_ms: Option<u64>,
+}
+
+impl TryFrom<Unchecked> for Throttle {
+    type Error = Error;
+
+    fn try_from(read: Unchecked) -> Result<Self> {
+        let mut throttle = Self::unlimited().with_share_of_time(read.share_of_time)?;
+        if let Some(records) = read.records_per_second {
+            throttle = throttle.with_records_per_second(records)?;
+        }
+        if let Some(bytes) = read.bytes_per_second {
+            throttle = throttle.with_bytes_per_second(bytes)?;
+        }
+        if let Some(share) = read.share_of_core {
+            throttle = throttle.with_share_of_core(share)?;
+        }
+        if let Some(p99) = read.foreground_p99 {
+            throttle = throttle.with_foreground_p99(p99)?;
+        }
+        Ok(Self { finish_by_unix_ms: read.finish_by_unix_ms, ..throttle })
+    }
 }
 
 /// What rotations may use at one moment.
@@ -119,7 +153,8 @@ impl Throttle {
     /// Rotations take what leaves 99 of 100 reads and writes at most `p99` long, as measured
     /// second by second while they are under way; where a tenth of a second is bad enough for all
     /// of one, at once. Operations that a thread begins late because one held it up count as if
-    /// they had begun in time, unless the thread does nothing but call. Scans do not count.
+    /// they had begun in time, unless the thread spends half of its time or more in calls; at most
+    /// 1,000 for one slow call. Scans, counts and `contains` do not count.
     /// Rotations never stop for it: where reads and writes take longer at a twentieth of a core
     /// too, [`Progress::warning`] says so.
     /// Durable writes count with their sync. At least 1 µs.
@@ -138,7 +173,9 @@ impl Throttle {
 
     /// Rotations that are under way go no faster than it takes to rewrite every record by then and
     /// count what is left, with a tenth of the time to spare. [`Progress::warning`] says as soon as
-    /// it shows that they cannot, be it for another limit; they go on all the same.
+    /// it shows that they cannot, be it for another limit; they go on all the same. Never slower than
+    /// one record per second. Once that time has passed it limits nothing, also in later rotations,
+    /// until another throttle is set.
     ///
     /// [`Progress::warning`]: crate::Progress::warning
     #[must_use]
@@ -323,6 +360,17 @@ mod tests {
             assert!(Throttle::unlimited().with_share_of_core(share).is_err(), "{share}");
         }
         assert!(Throttle::unlimited().with_foreground_p99(Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn what_is_read_is_checked_like_what_is_set() {
+        let throttle = Throttle::unlimited().with_share_of_core(0.5).unwrap();
+        let text = serde_json::to_string(&throttle).unwrap();
+        assert_eq!(serde_json::from_str::<Throttle>(&text).unwrap(), throttle);
+        for (right, wrong) in [("0.5", "0.0"), ("1.0", "0.0"), ("null", "0")] {
+            let text = text.replacen(right, wrong, 1);
+            assert!(serde_json::from_str::<Throttle>(&text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -54,8 +54,9 @@ impl Options {
 
     /// sled's page cache, bytes. Default 128 MiB, at least 1 MiB. What is read often fits in if it
     /// is two and a half to three times as much as that: sled counts a page with its updates since it
-    /// was last written whole, and rounds that up to a power of two. Resident memory is at most about
-    /// one and a half times the cache.
+    /// was last written whole, and rounds that up to a power of two. Resident memory is about one and a
+    /// half times the cache, and beside it sled's table of pages, which stays in memory whole: with
+    /// 10 million records of 128 bytes 60 to 180 bytes for each.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.cache_bytes = bytes;
@@ -102,8 +103,8 @@ impl Options {
         self
     }
 
-    /// Ceiling on what rotations use. Default what [`KeyAdmin::set_throttle`] last set, else
-    /// none.
+    /// What rotations may use from this open on, until [`KeyAdmin::set_throttle`] says otherwise.
+    /// It is not stored. Default what that last set, else no limit.
     ///
     /// [`KeyAdmin::set_throttle`]: crate::KeyAdmin::set_throttle
     #[must_use]
@@ -112,7 +113,8 @@ impl Options {
         self
     }
 
-    /// Whether to make a store where there is none. Default yes.
+    /// Whether to make a store where there is none. Default yes; if not, [`open`](Self::open)
+    /// gives [`Error::FileDamaged`] there and creates nothing.
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
@@ -121,8 +123,10 @@ impl Options {
 
     /// Opens a store although a part of it is older than the rest proves it must be, and notes
     /// that in the audit log. What the missing syncs had written is lost; records whose key the
-    /// older keyring does not know stay unreadable. Keep a copy of the directory first.
-    /// Default no.
+    /// older keyring does not know stay unreadable. Keep a copy of the directory first. Where
+    /// records are missing or went back, the database is copied to a fresh one and its old files
+    /// are overwritten, which takes as long, and as much free space, as [`Store::erase_residue`],
+    /// and fails as that does. Default no.
     #[must_use]
     pub fn danger_accept_rollback(mut self, accept: bool) -> Self {
         self.accept_rollback = accept;
@@ -134,7 +138,9 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
-    /// written but an empty `LOCK`, where there was none); [`Error::RolledBack`], [`Error::FileDamaged`], [`Error::StorageDamaged`]; with the
+    /// written but an empty `LOCK`, where there was none); [`Error::RolledBack`];
+    /// [`Error::FileDamaged`], also where other files lie in `dir`; [`Error::StorageDamaged`],
+    /// [`Error::RootKeyUnavailable`], [`Error::RandomUnavailable`]; with the
     /// feature `fips` [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the
     /// machine.
     pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {

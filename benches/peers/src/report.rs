@@ -32,7 +32,10 @@ impl Report<'_> {
         let mut text = String::new();
         let _ = writeln!(text, "Records per second:\n");
         self.table(&mut text, |peer, column| self.speed(peer, column).map(rate));
-        let _ = writeln!(text, "\nRatios to bare sled:\n");
+        let _ = writeln!(
+            text,
+            "\nRatios to bare sled in the same round (medians, not quotients of the rates above):\n"
+        );
         self.table(&mut text, |peer, column| self.ratio(peer, column).map(|r| format!("{r:.2}")));
         let _ = writeln!(text, "\nBytes on disk per byte of names and values:\n");
         let _ = writeln!(text, "| | after load | after re-encryption | after its own clean-up |");

@@ -183,8 +183,8 @@ impl Suspend {
             held.iter().filter_map(|(version, _)| census.by_version.get(version)).sum();
         if !held.is_empty() {
             let mut what = format!(
-                "{} of org \"{org}\" {} unreadable, and nothing can be written to it, until \
-                 `byokv key resume` gets back",
+                "{} of org \"{org}\" {} unreadable, and nothing can be written or \
+                 deleted, until `byokv key resume` gets back",
                 ui::records(unreadable),
                 if unreadable == 1 { "becomes" } else { "become" },
             );
