@@ -243,7 +243,8 @@ impl Org {
     /// How many records the org has, by a walk over all its names.
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed); where names are blinded
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::OrgErased`](crate::Error::OrgErased);
+    /// where names are blinded
     /// [`Error::RecordDamaged`](crate::Error::RecordDamaged),
     /// [`Error::KeyRetired`](crate::Error::KeyRetired) and
     /// [`Error::KeySuspended`](crate::Error::KeySuspended) for one that does not open; disk

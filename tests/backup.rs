@@ -254,24 +254,43 @@ fn a_backup_ends_although_records_never_rest() {
     assert_eq!(values.first(), values.last(), "of one moment, between two pieces");
 }
 
+/// Does something with the first chunk: the head is written before any org is looked at.
+struct Then<F: FnMut()>(Vec<u8>, Option<F>);
+
+impl<F: FnMut()> Write for Then<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.0.is_empty()
+            && let Some(mut then) = self.1.take()
+        {
+            then();
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The moment that a backup shows is its end: what is withheld then is not in it.
+#[test]
+fn an_org_that_is_suspended_after_it_was_read_ends_the_backup() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 10));
+    filled(&store, "umbra", 10).put("large", vec![1; 200_000]).unwrap();
+    store.keys().provision("acme", new_key()).unwrap().ended();
+    let mut file = Then(Vec::new(), Some(|| drop(store.keys().suspend("acme").unwrap())));
+    let refused = store.backup(&new_key()).write_to(&mut file);
+    assert!(
+        matches!(&refused, Err(Error::KeySuspended { org, .. }) if org == "acme"),
+        "{refused:?}"
+    );
+}
+
 /// Orgs that come while a backup is made are in it; one that goes ends it.
 #[test]
 fn orgs_that_come_or_go_meanwhile() {
-    struct Then<F: FnMut()>(Vec<u8>, Option<F>);
-    impl<F: FnMut()> Write for Then<F> {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Not before the first chunk: the head is written before any org is looked at.
-            if !self.0.is_empty()
-                && let Some(mut then) = self.1.take()
-            {
-                then();
-            }
-            self.0.write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let place = Place::new();
     let store = place.open();
     let acme = filled(&store, "acme", 10);

@@ -347,6 +347,59 @@ fn suspended_keys_withhold_one_org() {
     check_filled(&acme, 20);
 }
 
+/// 12: a record under a suspended key stays as it is, also where another key seals.
+#[test]
+fn what_is_withheld_is_neither_replaced_nor_deleted() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 20);
+    let key = key_text();
+    store.keys().provision("acme", material(&key)).unwrap().ended();
+    let slow = byokv::Throttle::unlimited().with_records_per_second(1).unwrap();
+    store.keys().set_throttle(slow).unwrap();
+    let back = store.keys().return_to_platform_key("acme").unwrap();
+    back.pause().unwrap();
+    acme.put("x", "y").unwrap();
+    assert_eq!(store.keys().suspend("acme").unwrap().len(), 1);
+    for refused in [
+        acme.put("n00019", "z"),
+        acme.delete("n00019"),
+        acme.batch().put("x", "z").delete("n00019").commit(),
+        acme.compare_and_swap("n00019", None, Some(b"z")).map(drop),
+    ] {
+        assert!(matches!(refused, Err(Error::KeySuspended { .. })), "{refused:?}");
+    }
+    assert_eq!(acme.get("x").unwrap().as_deref(), Some(&b"y"[..]));
+    acme.batch().delete("x").delete("none").commit().unwrap();
+    store.keys().resume("acme", material(&key)).unwrap();
+    store.keys().set_throttle(byokv::Throttle::unlimited()).unwrap();
+    back.resume().unwrap();
+    back.ended();
+    check_filled(&acme, 20);
+}
+
+/// 10: killed between a change of the keyring and its sync, opened, and left alone.
+#[test]
+fn the_keyring_of_before_a_kill_is_noticed() {
+    let place = Place::new();
+    let store = place.open();
+    drop(filled(&store, "acme", 20));
+    store.keys().provision("acme", material(&key_text())).unwrap().ended();
+    store.close().unwrap();
+    let before = place.dir.path().join("before");
+    copy_dir(&place.data(), &before);
+    let store = place.open();
+    store.keys().suspend("acme").unwrap();
+    store.close().unwrap();
+    let keyring = std::fs::read(place.data().join("keyring")).unwrap();
+    copy_dir(&before, &place.data());
+    std::fs::write(place.data().join("keyring"), keyring).unwrap();
+    place.open().close().unwrap();
+    std::fs::copy(before.join("keyring"), place.data().join("keyring")).unwrap();
+    let error = place.try_open().unwrap_err();
+    assert!(error.is_rollback(), "{error}");
+}
+
 /// Newest wins; each handle gives the certificate of what it replaced.
 #[test]
 fn a_second_rotation_overtakes_the_first() {

@@ -187,11 +187,14 @@ fn an_erased_org_is_gone_and_its_name_is_free() {
         org.contains("n").err(),
         org.batch().put("n", "v").commit().err(),
         org.scan("").find_map(Result::err),
+        org.scan("").names().find_map(Result::err),
+        org.count().err(),
         org.watch("").err(),
     ] {
         assert!(matches!(refused, None | Some(Error::OrgErased { .. })), "{refused:?}");
     }
     assert!(matches!(org.get("n00001"), Err(Error::OrgErased { .. })));
+    assert!(!matches!(org.count(), Ok(1..)), "what is deleted is not listed");
     assert!({ watch }.next().is_none_or(|change| change.is_err()));
     assert!(matches!(store.org("acme"), Err(Error::OrgUnknown { .. })));
     let certificate = erasure.wait_timeout(SOON).unwrap().unwrap();

@@ -174,7 +174,7 @@ impl Engine {
     /// Seals and writes, or deletes, one record inside the org's gate.
     pub(crate) fn write(&self, org: &OrgState, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         let keys = org.gate.enter();
-        keys.check_sealing()?;
+        self.check_not_withheld(org, &keys, name)?;
         let places = org.hidden_places(&keys, name)?;
         let envelope = value.map(|value| self.seal(&keys, name, value)).transpose()?;
         failpoint::reach("put.sealed", &org.name);

@@ -265,9 +265,17 @@ impl Engine {
                 };
                 for pair in self.storage.scan(Space::Records, part) {
                     let (key, _) = pair?;
-                    if name::version(&key) > Some(keys.active) && !org.gate.is_current(&keys) {
-                        // It became active meanwhile, and is walked next.
-                        break;
+                    if !org.gate.is_current(&keys) {
+                        let version = name::version(&key);
+                        if version > Some(keys.active) {
+                            // It became active meanwhile, and is walked next.
+                            break;
+                        }
+                        let now = org.gate.look();
+                        if let Some(suspended) = version.and_then(|version| now.withheld(version)) {
+                            faults.push(suspended);
+                            break;
+                        }
                     }
                     match keys.name(org, &key) {
                         Ok(name) => names.push(name.into_owned()),
@@ -284,6 +292,25 @@ impl Engine {
         names.sort_unstable();
         names.dedup();
         Ok(faults.into_iter().map(Err).chain(names.into_iter().map(Ok)).collect())
+    }
+
+    /// Refuses what replaces or deletes a record under a suspended key, whichever it is. The caller
+    /// is inside the gate: no record comes under a suspended key meanwhile, and none leaves it.
+    pub(crate) fn check_not_withheld(
+        &self,
+        org: &OrgState,
+        keys: &OrgKeys,
+        name: &[u8],
+    ) -> Result<()> {
+        keys.check_sealing()?;
+        let any = keys.slots.iter().any(|slot| slot.state == KeyState::Suspended);
+        // For blinded names the places say so.
+        if !any || org.is_blinded() {
+            return Ok(());
+        }
+        let stored = self.find(org, keys, name)?;
+        let header = stored.and_then(|stored| keys.header(&stored).ok());
+        header.and_then(|header| keys.withheld(header.version)).map_or(Ok(()), Err)
     }
 
     /// Whether there is a record of this name.

@@ -43,6 +43,10 @@ impl Engine {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
         }
         make_dir(dir)?;
+        if !file.path().exists() {
+            // Before a lock is put where no store is to be.
+            check_free(dir)?;
+        }
         let mut lock = lock(dir)?;
         let found = file.load(&root)?;
         let is_new = found.is_none();
@@ -137,6 +141,15 @@ impl Engine {
                 Ok(())
             })?;
         }
+        // A kill came between a change of the keyring and its sync: until there is one, nobody
+        // would notice the keyring of before.
+        let known = held.unwrap_or_default().generation.max(marked.unwrap_or_default().generation);
+        if engine.with_keyring(|keyring| keyring.generation) > known {
+            engine.written();
+            if let Err(error) = engine.sync_if_dirty() {
+                tracing::warn!(%error, "an older keyring would not be noticed yet, trying again");
+            }
+        }
         if let Err(error) = engine.discard_unfinished_restores() {
             tracing::warn!(%error, "an unfinished restore is still there; nobody sees it");
         }
@@ -212,6 +225,12 @@ fn note_process(lock: &mut File) -> Result<()> {
 }
 
 fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
+    check_free(dir)?;
+    Keyring::new(root)
+}
+
+/// Refuses to make a store where another one, or something else, lies.
+fn check_free(dir: &Path) -> Result<()> {
     if Engine::any_database(dir) || Mark::path(dir).exists() {
         let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
                    restore the file from a backup";
@@ -228,7 +247,7 @@ fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
              empty directory or one that does not exist",
         ));
     }
-    Keyring::new(root)
+    Ok(())
 }
 
 /// Compares what keyring, database and mark say of each other. Each can only be as old as the

@@ -169,7 +169,7 @@ impl OrgKeys {
         })
     }
 
-    /// Refuses what writes while the org's key is withheld; that goes for deletions too.
+    /// Refuses what writes while the key is suspended that seals; that goes for deletions too.
     pub(crate) fn check_sealing(&self) -> Result<()> {
         self.sealing().map(drop)
     }
@@ -198,6 +198,12 @@ impl OrgKeys {
             }
             (None, _) => Err(self.suspended(version)),
         }
+    }
+
+    /// Why a version gives nothing away, if that is because it is suspended.
+    pub(super) fn withheld(&self, version: KeyVersion) -> Option<Error> {
+        let slot = self.slot(version)?;
+        (slot.state == KeyState::Suspended).then(|| self.suspended(version))
     }
 
     pub(super) fn suspended(&self, version: KeyVersion) -> Error {

@@ -380,7 +380,10 @@ impl OrgEntry {
         }
         for &version in &versions {
             self.transition(version, KeyState::Suspended)?;
-            self.entry_mut(version)?.material = None;
+            let entry = self.entry_mut(version)?;
+            entry.material = None;
+            // A hold shows who still needs the key; while it is suspended nobody can.
+            (entry.held, entry.released) = (None, false);
         }
         Ok(versions)
     }

@@ -37,7 +37,8 @@ impl OrgHistory {
     pub(crate) fn is_plausible(&self) -> bool {
         let rise = self.versions.is_sorted_by(|one, two| one.version < two.version);
         let numbered = self.versions.iter().all(|v| v.version >= KeyVersion::FIRST);
-        rise && numbered && !self.versions.is_empty() && rules::name_fault(&self.name).is_none()
+        let ruled = rules::name_fault(&self.name).is_none() && self.policy.check().is_ok();
+        rise && numbered && !self.versions.is_empty() && ruled
     }
 
     pub(crate) fn newest(&self) -> KeyVersion {
@@ -283,6 +284,7 @@ mod tests {
         };
         assert!(!with(&|h| h.name.clear()));
         assert!(!with(&|h| h.versions.clear()));
+        assert!(!with(&|h| h.policy = OrgPolicy::byok().with_rotation_after_records(0)));
         assert!(!with(&|h| h.versions.swap(0, 1)));
         assert!(!with(&|h| h.versions[1].version = h.versions[0].version));
     }

@@ -62,7 +62,9 @@ impl Batch {
             return Ok(());
         }
         let keys = state.gate.enter();
-        keys.check_sealing()?;
+        for (name, _) in &self.writes {
+            engine.check_not_withheld(state, &keys, name)?;
+        }
         let sealed = self.writes.iter().map(|(name, value)| {
             let value =
                 value.as_deref().map(|value| engine.seal(&keys, name, value)).transpose()?;

@@ -189,7 +189,8 @@ impl DoubleEndedIterator for Scan {
 impl Names {
     fn take(&mut self, end: End) -> Option<Result<Vec<u8>>> {
         let found = self.source.take(&self.engine, &self.org, end)?;
-        Some(self.engine.check_open().and(found).map(|(name, _)| name))
+        let usable = self.engine.check_open().and(self.org.check_exists());
+        Some(usable.and(found).map(|(name, _)| name))
     }
 }
 

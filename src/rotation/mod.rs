@@ -64,6 +64,7 @@ struct Board {
 /// What an operator has set, kept in the database.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Settings {
+    #[serde(deserialize_with = "throttle::read_or_unlimited")]
     throttle: Throttle,
     paused: BTreeSet<OrgId>,
 }
@@ -107,8 +108,12 @@ impl Rotations {
     ) -> Result<(Arc<Self>, WorkerThread)> {
         let starting = |e| Error::io("starting the rotation's threads", e);
         let stored = engine.storage.get(Space::System, SETTINGS_KEY)?;
-        let stored = stored.and_then(|stored| engine.notary.open(SETTINGS_KEY, &stored));
-        let settings: Settings = stored.unwrap_or_default();
+        let settings: Option<Settings> =
+            stored.as_ref().and_then(|stored| engine.notary.open(SETTINGS_KEY, stored));
+        if stored.is_some() && settings.is_none() {
+            tracing::error!("what was set for rotations cannot be read: paused ones go on");
+        }
+        let settings = settings.unwrap_or_default();
         let throttle = throttle.unwrap_or_else(|| settings.throttle.clone());
         let (commands, received) = channel::unbounded();
         let rotations = Arc::new(Self {

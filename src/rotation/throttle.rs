@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::job::Amount;
 use crate::audit::rfc3339;
@@ -72,6 +72,15 @@ impl TryFrom<Unchecked> for Throttle {
         }
         Ok(Self { finish_by_unix_ms: read.finish_by_unix_ms, ..throttle })
     }
+}
+
+/// For what was stored: a throttle that could not be set is none, and what lies beside it is kept.
+pub(super) fn read_or_unlimited<'de, D: Deserializer<'de>>(from: D) -> Result<Throttle, D::Error> {
+    let throttle = Throttle::try_from(Unchecked::deserialize(from)?);
+    Ok(throttle.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the throttle that is stored is none; rotations are not limited");
+        Throttle::unlimited()
+    }))
 }
 
 /// What rotations may use at one moment.
@@ -371,6 +380,21 @@ mod tests {
             let text = text.replacen(right, wrong, 1);
             assert!(serde_json::from_str::<Throttle>(&text).is_err(), "{text}");
         }
+    }
+
+    /// What lies beside it, as which rotations are paused, must not be lost with it.
+    #[test]
+    fn a_stored_throttle_that_is_none_is_no_limit() {
+        #[derive(Deserialize)]
+        struct Stored {
+            #[serde(deserialize_with = "read_or_unlimited")]
+            throttle: Throttle,
+            beside: u8,
+        }
+        let text = serde_json::to_string(&Throttle::unlimited()).unwrap().replace("1.0", "0.0");
+        let text = format!("{{\"throttle\": {text}, \"beside\": 7}}");
+        let stored: Stored = serde_json::from_str(&text).unwrap();
+        assert_eq!((stored.throttle, stored.beside), (Throttle::unlimited(), 7));
     }
 
     #[test]

@@ -295,6 +295,9 @@ impl<W: Write> Making<'_, W> {
             if history.id != part.org.id() {
                 return Err(erased(Error::Closed));
             }
+            if let Some(version) = keyring.org(part.org.name())?.withheld() {
+                return Err(Error::KeySuspended { org: part.org.name().to_owned(), version });
+            }
             Ok(OrgPart { history, entries: 0, bytes: 0 })
         };
         let orgs = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
