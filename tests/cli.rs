@@ -6,16 +6,14 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use byokv::{Options, OrgPolicy, RootKey, Store};
+use byokv::OrgPolicy;
+use common::shell::{BYOKV, Shell, run};
 use serde_json::Value;
-
-const BYOKV: &str = env!("CARGO_BIN_EXE_byokv");
 
 #[test]
 fn examples() {
@@ -32,71 +30,6 @@ fn examples() {
         .env("BYOKV_DATA", "data")
         .env("BYOKV_ROOT_KEY_FILE", "root.key")
         .case("tests/cli/*.trycmd");
-}
-
-/// A folder with a store, its root key in a file.
-struct Shell {
-    dir: tempfile::TempDir,
-}
-
-impl Shell {
-    fn empty() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn new() -> Self {
-        let shell = Self::empty();
-        shell.fine("init --new-root-key-file root.key");
-        shell
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn open(&self) -> Store {
-        let root = RootKey::from_file(self.path("root.key")).unwrap();
-        Options::new().open(self.path("data"), root).unwrap()
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(BYOKV);
-        command.args(line.split_whitespace()).current_dir(self.dir.path()).env_clear();
-        command.env("BYOKV_DATA", "data").env("BYOKV_ROOT_KEY_FILE", "root.key");
-        command
-    }
-
-    fn run(&self, line: &str, stdin: &[u8]) -> Output {
-        run(&mut self.command(line), stdin)
-    }
-
-    /// Its stdout.
-    fn fine(&self, line: &str) -> String {
-        let output = self.run(line, b"");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {stderr}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Its stdout, one JSON value for each line.
-    fn json(&self, line: &str) -> Vec<Value> {
-        let lines = self.fine(&format!("--json {line}"));
-        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// Its exit code and stderr.
-    fn refused(&self, line: &str, stdin: &[u8]) -> (i32, String) {
-        let output = self.run(line, stdin);
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-}
-
-fn run(command: &mut Command, stdin: &[u8]) -> Output {
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = piped.spawn().unwrap();
-    // It may end without reading.
-    let _ = child.stdin.take().unwrap().write_all(stdin);
-    child.wait_with_output().unwrap()
 }
 
 fn mode(path: &Path) -> u32 {

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::Keyring;
 use crate::envelope::suite::SuiteKey;
-use crate::error::{Error, Result};
+use crate::error::{Error, KeyMaterialError, Result};
 use crate::id::{Fingerprint, Suite};
 use crate::material::{self, KeyMaterial};
 use crate::sealed;
@@ -82,6 +82,9 @@ impl RootKey {
         let failed = |e: io::Error| unavailable(format!("{}: {e}", path.display()));
         let file = File::open(path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
+        if !meta.is_file() || meta.len() > LIMIT {
+            return Err(unavailable(format!("{} is not a file of one key", path.display())));
+        }
         #[cfg(unix)]
         {
             let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777;
@@ -92,9 +95,6 @@ impl RootKey {
                     path.display()
                 )));
             }
-        }
-        if !meta.is_file() || meta.len() > LIMIT {
-            return Err(unavailable(format!("{} is not a file of one key", path.display())));
         }
         let mut text = Zeroizing::new(String::with_capacity(4096));
         file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
@@ -122,6 +122,12 @@ impl RootKey {
     fn from_text(text: &str, source: &str) -> Result<Self> {
         match KeyMaterial::from_base64(text) {
             Ok(material) => Ok(Self::from_material(material)),
+            Err(Error::KeyMaterial(KeyMaterialError::WrongLength { bytes })) => {
+                Err(unavailable(format!(
+                    "{source}: 32 bytes are needed, {bytes} came; a store that is there opens with the key \
+                     that it was made with, never with a new one"
+                )))
+            }
             Err(Error::KeyMaterial(why)) => Err(unavailable(format!("{source}: {why}"))),
             Err(error) => Err(error),
         }

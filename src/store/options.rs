@@ -161,6 +161,10 @@ impl Options {
             self.rotation_niceness,
             self.throttle,
         )?;
+        // Who opens it for a moment only, as the tool does, has what is due begun too.
+        if let Err(error) = rotations.rotate_due() {
+            tracing::warn!(%error, "what is due could not be rotated, trying again");
+        }
         let syncer = Syncer::start(Arc::clone(&rotations), self.sync_interval)?;
         Ok(Store { engine, rotations, worker, syncer })
     }

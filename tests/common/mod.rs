@@ -2,6 +2,9 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+#[cfg(feature = "cli")]
+pub(crate) mod shell;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;

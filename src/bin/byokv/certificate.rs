@@ -133,14 +133,24 @@ fn parse(json: &[u8]) -> Result<Vec<byokv::Result<Certificate>>> {
     let mut found = Vec::new();
     for value in serde_json::Deserializer::from_slice(json).into_iter::<serde_json::Value>() {
         let value = value.map_err(|e| Failure::Failed(format!("the input is not JSON: {e}")))?;
-        // The end of `key provision --json` has the certificate inside.
-        let certificate = value.get("certificate").unwrap_or(&value);
-        found.push(Certificate::from_json(&certificate.to_string()));
+        collect(&value, &mut found);
     }
     if found.is_empty() {
         return Err(Failure::Failed("there is no certificate in the input".to_owned()));
     }
     Ok(found)
+}
+
+/// Commands that print more than a certificate have it inside, or several.
+fn collect(value: &serde_json::Value, found: &mut Vec<byokv::Result<Certificate>>) {
+    let inside = value.get("certificate").or_else(|| value.get("certificates"));
+    match (value, inside) {
+        (_, Some(inside)) => collect(inside, found),
+        (serde_json::Value::Array(all), _) => all.iter().for_each(|each| collect(each, found)),
+        // Where a key is held there is none yet.
+        (serde_json::Value::Null, _) => {}
+        _ => found.push(Certificate::from_json(&value.to_string())),
+    }
 }
 
 fn verify(ui: Ui, all: impl Iterator<Item = byokv::Result<Certificate>>) -> Result {
@@ -185,10 +195,7 @@ impl Audit {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
         context.with_store(|store| {
-            if let Some(org) = &self.org {
-                store.org(org)?;
-            }
-            let mut entries = 0_u64;
+            let (mut entries, mut shown) = (0_u64, 0_u64);
             for entry in store.keys().audit() {
                 let entry = entry.map_err(|error| match self.verify {
                     true => Failure::Fault(error.to_string()),
@@ -196,8 +203,13 @@ impl Audit {
                 })?;
                 entries += 1;
                 if !self.verify && self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
+                    shown += 1;
                     ui.result(&entry, &entry)?;
                 }
+            }
+            // The log knows erased orgs too.
+            if let Some(org) = self.org.as_ref().filter(|_| shown == 0) {
+                store.org(org)?;
             }
             if self.verify {
                 let json = json!({"entries": entries, "intact": true});

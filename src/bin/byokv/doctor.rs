@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
-use super::failure::{Failure, Result};
+use super::failure::{Failure, Result, quoted};
 use super::ui::{self, GREEN, RED, Ui, YELLOW};
 
 /// One thing looked at.
@@ -72,11 +72,17 @@ fn outside(report: &mut Report, data: &Path) -> bool {
     mode(report, "directory", data, 0o700);
     for (what, name) in [("keyring", "keyring"), ("mark", "mark")] {
         let path = data.join(name);
-        if path.exists() {
-            mode(report, what, &path, 0o600);
-        } else {
-            let advice = "restore it from a backup; without it the store does not open";
-            report.add(Level::Fault, what, format!("{} is missing", path.display()), advice);
+        match path.try_exists() {
+            Ok(true) => mode(report, what, &path, 0o600),
+            Ok(false) => {
+                let advice = "keep a copy of the directory; then put back a copy of all its parts together, \
+                              or make a new store and `byokv restore` a backup into it";
+                report.add(Level::Fault, what, format!("{} is missing", path.display()), advice);
+            }
+            Err(e) => {
+                let advice = "run it as the user whose store it is";
+                report.add(Level::Fault, what, format!("{}: {e}", path.display()), advice);
+            }
         }
     }
     if data.join("keyring.new").exists() {
@@ -162,6 +168,13 @@ fn root_key(report: &mut Report, context: &Context) -> bool {
 fn free(report: &mut Report, data: &Path) -> bool {
     let path = data.join("LOCK");
     let held = File::open(&path).map(|file| file.try_lock_shared());
+    if let Err(e) = held.as_ref().map_err(io::Error::kind)
+        && e != io::ErrorKind::NotFound
+    {
+        let found = format!("{} cannot be opened: {e}", path.display());
+        report.add(Level::Fault, "lock", found, "run it as the user whose store it is");
+        return false;
+    }
     let Ok(Err(TryLockError::WouldBlock)) = held else {
         report.fine("lock", "no process has the store open");
         return true;
@@ -200,9 +213,7 @@ fn inside(report: &mut Report, store: Store) {
             report.add(Level::Notice, "key", found, "`byokv key resume` takes the same key back");
         }
     }
-    if let Err(error) = rotations(report, &store) {
-        report.add(Level::Fault, "rotations", error.to_string(), "");
-    }
+    rotations(report, &store);
     let (mut entries, mut certificates) = (0_u64, 0_u64);
     match store.keys().audit().try_for_each(|entry| entry.map(|_| entries += 1)) {
         Ok(()) => report.fine("audit log", format!("{entries} entries, whole")),
@@ -224,33 +235,42 @@ fn inside(report: &mut Report, store: Store) {
 }
 
 /// Opening the store has taken them up again; a while shows whether they get on.
-fn rotations(report: &mut Report, store: &Store) -> byokv::Result<()> {
+fn rotations(report: &mut Report, store: &Store) {
     const A_WHILE: Duration = Duration::from_secs(3);
-    let rotations = store.keys().rotations()?;
-    if rotations.is_empty() {
-        report.fine("rotations", "none under way");
-    }
+    let rotations = match store.keys().rotations() {
+        Ok(none) if none.is_empty() => return report.fine("rotations", "none under way"),
+        Ok(rotations) => rotations,
+        Err(error) => return report.add(Level::Fault, "rotations", error.to_string(), ""),
+    };
     for rotation in rotations {
-        let org = rotation.org();
-        let wait = format!("byokv rotation wait {org}");
-        match rotation.wait_timeout(A_WHILE) {
-            Ok(Some(_)) => report.fine("rotation", format!("of org {org} has just ended")),
-            Ok(None) if rotation.progress().phase == Phase::Waiting => {
-                let advice = "nothing, if a key is suspended; else mend what the reason names";
-                report.add(Level::Notice, "rotation", rotation.progress().to_string(), advice);
-            }
+        let org = quoted(rotation.org());
+        let ended = rotation.wait_timeout(A_WHILE);
+        let progress = rotation.progress();
+        let (level, found, advice) = match ended {
+            Ok(Some(_)) => (Level::Fine, format!("of org {org} has just ended"), String::new()),
             Ok(None) => {
-                report.add(Level::Notice, "rotation", rotation.progress().to_string(), &wait);
+                let advice = match progress.phase {
+                    _ if progress.paused => format!("`byokv rotation resume {org}` lets it go on"),
+                    Phase::Held => format!("nothing until its time, or `byokv key retire {org}`"),
+                    Phase::Waiting => {
+                        "nothing, if a key is suspended; else mend what the reason names".to_owned()
+                    }
+                    _ => format!("byokv rotation wait {org}"),
+                };
+                (Level::Notice, progress.to_string(), advice)
+            }
+            Err(error @ Error::RetirementAwaited { .. }) => {
+                (Level::Notice, error.to_string(), format!("byokv key retire {org}"))
             }
             Err(error @ Error::RotationBlocked { .. }) => {
                 let advice =
-                    format!("byokv verify --deep {org}; put or delete what it names; then {wait}");
-                report.add(Level::Fault, "rotation", error.to_string(), &advice);
+                    format!("byokv verify --deep {org}; put or delete what it names; then wait");
+                (Level::Fault, error.to_string(), advice)
             }
-            Err(error) => return Err(error),
-        }
+            Err(error) => (Level::Fault, error.to_string(), String::new()),
+        };
+        report.add(level, "rotation", found, &advice);
     }
-    Ok(())
 }
 
 fn print(ui: Ui, findings: &[Finding]) -> Result {

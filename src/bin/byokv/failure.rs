@@ -127,6 +127,7 @@ impl Failure {
             Error::KeySuspended { org, .. } => {
                 format!("byokv key resume {} --file KEY", quoted(org))
             }
+            Error::RetirementAwaited { org, .. } => format!("byokv key retire {}", quoted(org)),
             Error::OrgUnknown { .. } => "byokv org list".to_owned(),
             Error::Import(ImportError::OtherOrg { made_for, .. }) => {
                 format!("byokv key provision {} --sealed", quoted(made_for))
@@ -185,7 +186,7 @@ fn backup(why: &BackupError) -> &'static str {
 }
 
 /// As a shell takes it.
-fn quoted(org: &str) -> String {
+pub(super) fn quoted(org: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     if org.chars().all(plain) {
         org.to_owned()

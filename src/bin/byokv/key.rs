@@ -188,6 +188,13 @@ impl Suspend {
                 ui::records(unreadable),
                 if unreadable == 1 { "becomes" } else { "become" },
             );
+            let readable = census.total().saturating_sub(unreadable);
+            if readable > 0 {
+                what += &format!(
+                    "\n  {} under its other keys can still be read",
+                    ui::records(readable)
+                );
+            }
             for (version, fingerprint) in &held {
                 what += &format!("\n  {version}, fingerprint {fingerprint}");
             }

@@ -22,6 +22,7 @@ mod transfer;
 mod ui;
 mod verify;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -226,14 +227,22 @@ impl Context {
     /// Opens the store, never makes one.
     fn open(&self) -> Result<Store> {
         let data = self.data()?;
-        let there = |part: &str| data.join(part).exists();
-        if !["keyring", "db", "mark", "LOCK"].into_iter().any(there) {
+        let there = |part: &str| match data.join(part).try_exists() {
+            Ok(there) => Ok(there),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => Ok(false),
+            Err(e) => Err(Failure::Failed(format!(
+                "{}: {e}; run `byokv` as the user whose store it is",
+                data.join(part).display()
+            ))),
+        };
+        let is_database = there("db")? && data.join("db").is_dir();
+        if !(there("keyring")? || there("mark")? || is_database) {
             return Err(Failure::NotFound(format!(
                 "there is no store in {}; make one with `byokv init`, or check the path",
                 data.display()
             )));
         }
-        if !there("keyring") {
+        if !there("keyring")? {
             return Err(Failure::Damaged(format!(
                 "{} is missing, but there is data that needs it; nothing was changed; restore \
                  the file from a backup",

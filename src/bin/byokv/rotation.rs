@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Context;
 use super::erase;
-use super::failure::{Failure, Result};
+use super::failure::{Failure, Result, quoted};
 use super::throttle::Limits;
 use super::ui::{self, Ui};
 
@@ -79,7 +79,10 @@ impl Command {
                         [
                             progress.org.clone(),
                             status.replaces.map_or_else(suite, |version| version.to_string()),
-                            progress.phase.to_string(),
+                            match progress.paused {
+                                true => format!("{} (paused)", progress.phase),
+                                false => progress.phase.to_string(),
+                            },
                             status.left.to_string(),
                             status.records.to_string(),
                             progress
@@ -156,15 +159,19 @@ fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
     }
     for rotation in &rotations {
         if ui.json {
-            while rotation.wait_timeout(Duration::from_millis(500))?.is_none() {
+            loop {
+                let ended = match rotation.wait_timeout(Duration::from_millis(500)) {
+                    Ok(ended) => ended.is_some(),
+                    Err(Error::RetirementAwaited { .. }) => true,
+                    Err(error) => return Err(error.into()),
+                };
                 let progress = rotation.progress();
                 ui::object(&progress)?;
-                if progress.phase == Phase::Held || progress.paused {
+                if ended || progress.phase == Phase::Held || progress.paused {
                     break;
                 }
                 not_suspended(store, rotation)?;
             }
-            ui::object(&rotation.progress())?;
         } else {
             wait(ui, store, rotation)?;
             ui::line(rotation.progress())?;
@@ -197,7 +204,7 @@ fn not_suspended(store: &Store, rotation: &Rotation) -> Result {
         return Ok(());
     }
     let org = store.keys().status(rotation.org())?;
-    match org.versions.iter().find(|key| key.state == KeyState::Suspended) {
+    match org.versions.iter().rfind(|key| key.state == KeyState::Suspended) {
         Some(key) => {
             Err(Failure::Store(Error::KeySuspended { org: org.name, version: key.version }))
         }
@@ -224,20 +231,25 @@ pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -
              store is open, or by `byokv rotation wait`",
         );
     }
-    match wait(ui, store, rotation)? {
+    let ended = wait(ui, store, rotation).inspect_err(|_| {
+        // What was begun is done all the same.
+        let _ = ui.done(&json(None), "it was begun, and goes on as soon as it can; it waits now:");
+    })?;
+    match ended {
         Some(certificate) => {
             ui.result(&json(Some(&certificate)), &certificate)?;
             erase::note_residue(ui, store, org)
         }
         None if rotation.progress().paused => ui.done(
             &json(None),
-            format_args!("it is paused; `byokv rotation resume {org}` lets it go on"),
+            format_args!("it is paused; `byokv rotation resume {}` lets it go on", quoted(org)),
         ),
         None => ui.done(
             &json(None),
             format_args!(
                 "nothing is left under the old key, which is held by the org's policy; \
-                 `byokv key retire {org}` lets it go"
+                 `byokv key retire {}` lets it go",
+                quoted(org)
             ),
         ),
     }
