@@ -54,6 +54,24 @@ fn a_directory_of_somebody_elses_is_left_as_it_is() {
     assert!(code == 4 && error.contains("there is no store"), "{error}");
 }
 
+/// A secret does not depend on what is in our environment.
+#[test]
+fn a_dotenv_file_means_what_it_says() {
+    let shell = Shell::new();
+    shell.fine("org create acme");
+    let import = |text: &str| {
+        let mut command = shell.command("import acme --format dotenv");
+        common::shell::run(command.env("X", "a$b"), text.as_bytes()).status.success()
+    };
+    for refused in ["A=$X\n", "A=\"$X\"\n", "B='$5'\nA=$B\n", "A=\\\\$X\n", "A=\"'$X'\"\n"] {
+        assert!(!import(refused), "{refused}");
+    }
+    assert!(import("A='$X'\nB=\\$X\nC=\"\\$X\"\nD=bar # costs $5\nE=plain\n"));
+    for (name, value) in [("A", "$X"), ("B", "$X"), ("C", "$X"), ("D", "bar"), ("E", "plain")] {
+        assert_eq!(shell.fine(&format!("get acme {name}")).trim_end(), value, "{name}");
+    }
+}
+
 /// The tool has the store open for a moment only.
 #[test]
 fn a_key_that_is_due_is_rotated_by_the_next_command() {

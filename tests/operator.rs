@@ -73,7 +73,7 @@ const STORY: &[Part] = &[
     Runs("byokv key list acme"),
     Runs("byokv key retire acme"),
     Says(
-        "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, nor written or deleted, until the same key is given back.",
+        "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, nor written or deleted, until the same key is given back. What a rotation has not brought under that key yet can; the tool says how much.",
     ),
     Runs("byokv key suspend acme --yes"),
     Runs("byokv get acme clusters/7/token"),

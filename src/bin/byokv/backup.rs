@@ -174,7 +174,11 @@ impl NewFile {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.open(&part) {
             Ok(file) => Ok(Self { file, name: name.to_owned(), part }),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(taken(&part)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(Failure::Failed(format!(
+                "{} is there: another backup is being made, or one was cut off, and what is in it is \
+                 useless; remove it if none is running; nothing was changed",
+                part.display()
+            ))),
             Err(e) => Err(Failure::Failed(format!("creating {}: {e}", part.display()))),
         }
     }

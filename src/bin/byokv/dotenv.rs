@@ -16,17 +16,41 @@ struct Seen {
     lines: u64,
     /// The first line that is of a record.
     first: Option<u64>,
-    dollars: usize,
+    text: Text,
+}
+
+/// Where the text of a record stands: as dotenvy reads it, `$` is replaced outside of single quotes
+/// and comments.
+#[derive(Clone, Copy, Default)]
+struct Text {
+    quote: Option<u8>,
+    is_escaped: bool,
+    is_comment: bool,
+    after_space: bool,
+    substitutes: bool,
+}
+
+impl Text {
+    fn read(&mut self, byte: u8) {
+        match (self.quote, byte) {
+            _ if self.is_comment => self.is_comment = byte != b'\n',
+            (Some(b'\''), _) => self.quote = self.quote.filter(|_| byte != b'\''),
+            _ if self.is_escaped => self.is_escaped = false,
+            (_, b'\\') => self.is_escaped = true,
+            (_, b'$') => self.substitutes = true,
+            (None, b'"' | b'\'') => self.quote = Some(byte),
+            (Some(_), b'"') => self.quote = None,
+            (None, b'#') => self.is_comment = self.after_space,
+            _ => {}
+        }
+        self.after_space = byte.is_ascii_whitespace();
+    }
 }
 
 /// Hands out one line at each read, so that it is known which line is read.
 struct ByLine<'a> {
     rest: &'a [u8],
     seen: &'a Cell<Seen>,
-}
-
-fn dollars(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte == b'$').count()
 }
 
 impl Read for ByLine<'_> {
@@ -38,7 +62,7 @@ impl Read for ByLine<'_> {
         let text = line.trim_ascii_start();
         if seen.first.is_some() || !(text.is_empty() || text.starts_with(b"#")) {
             seen.first = seen.first.or(Some(seen.lines + 1));
-            seen.dollars += dollars(&into[..read]);
+            into[..read].iter().for_each(|byte| seen.text.read(*byte));
         }
         seen.lines += u64::from(read == line.len() && read > 0);
         self.seen.set(seen);
@@ -52,14 +76,14 @@ pub(super) fn read(content: &[u8], prefix: &[u8]) -> Result<Records> {
     let seen = Cell::new(Seen::default());
     let mut records = Vec::new();
     for pair in dotenvy::from_read_iter(ByLine { rest: content, seen: &seen }) {
-        let Seen { lines, first, dollars: given } = seen.get();
+        let Seen { lines, first, text } = seen.get();
         seen.set(Seen { lines, ..Seen::default() });
         let line = first.unwrap_or(lines);
         // dotenvy's own message quotes the value.
         let (name, value) = pair.map_err(|_| refused(line, "not a line of a dotenv file"))?;
         let value = Zeroizing::new(value.into_bytes());
         // A secret must not depend on what is in our environment, nor lose its second half.
-        if given != dollars(&value) {
+        if text.substitutes {
             let why = r"a `$` would be replaced; write `\$`, or use single quotes";
             return Err(refused(line, why));
         }

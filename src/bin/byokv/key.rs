@@ -42,7 +42,7 @@ pub(super) enum Command {
     },
     /// Print the fingerprint of a key; needs no store
     Fingerprint(Source),
-    /// Withhold the keys that an org brought: its records cannot be read until `resume`
+    /// Withhold the keys that an org brought: what is under them cannot be read until `resume`
     Suspend(Suspend),
     /// Give a suspended key back
     Resume(Resume),

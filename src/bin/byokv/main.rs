@@ -131,7 +131,8 @@ enum Command {
     Backup(backup::Backup),
     /// Restore orgs from a backup, each under a new key
     Restore(restore::Restore),
-    /// Look for what is wrong with a store, and say what to do
+    /// Look for what is wrong with a store, and say what to do. It opens the store, and sled then
+    /// mends what it can: of damaged files make a copy first
     Doctor,
     /// Print completions for a shell
     Completions(shell::Completions),
@@ -244,8 +245,8 @@ impl Context {
         }
         if !there("keyring")? {
             return Err(Failure::Damaged(format!(
-                "{} is missing, but there is data that needs it; nothing was changed; restore \
-                 the file from a backup",
+                "{} is missing, but there is data that needs it; nothing was changed; put back \
+                 a copy of the whole directory, or restore a backup into a new store",
                 data.join("keyring").display()
             )));
         }

@@ -166,7 +166,8 @@ pub(super) fn line(text: impl Display) -> Result {
     Ok(out.flush()?)
 }
 
-/// Boxes for people, bare columns for programs.
+/// Boxes for people, bare columns for programs. Nothing is broken into lines: a fingerprint or a
+/// time in pieces can be neither copied nor compared.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
@@ -175,7 +176,7 @@ pub(super) fn table<const N: usize>(
     table.set_header(header.map(str::to_uppercase));
     if io::stdout().is_terminal() {
         table.load_style(presets::UTF8_FULL_CONDENSED);
-        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_content_arrangement(ContentArrangement::Disabled);
     } else {
         table.load_style(presets::NOTHING);
         for column in table.column_iter_mut() {
