@@ -232,6 +232,17 @@ impl KeyAdmin {
         Ok(Erasure::new(Arc::clone(&self.rotations), state))
     }
 
+    /// Every erasure that has not ended: also one that was begun before the store was last
+    /// opened. In the order in which the orgs were made.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed).
+    pub fn erasures(&self) -> Result<Vec<Erasure>> {
+        self.engine.check_open()?;
+        let orgs = self.engine.half_erased().into_iter();
+        Ok(orgs.map(|org| Erasure::new(Arc::clone(&self.rotations), org)).collect())
+    }
+
     /// Changes what the org may do. A key that it brought stays.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ mod common;
 use std::fs;
 use std::time::Duration;
 
-use byokv::{OrgPolicy, RetirePolicy};
+use byokv::{OrgPolicy, RetirePolicy, failpoint};
 use common::shell::Shell;
 
 #[test]
@@ -20,6 +20,30 @@ fn the_log_is_read_of_an_org_that_is_erased() {
     let entries = shell.json("audit --org acme");
     assert!(entries.len() >= 2, "{entries:?}");
     assert_eq!(shell.refused("audit --org none", b"").0, 4);
+}
+
+/// It was cut off before the records were gone: whoever asks again gets the certificate.
+#[test]
+fn an_erasure_that_was_cut_off_is_seen_and_ended() {
+    let shell = Shell::new();
+    {
+        let mut stops = Vec::new();
+        let store = shell.open();
+        for org in ["acme", "umbra"] {
+            common::filled(&store, org, 2000);
+            stops.push(failpoint::on("erase.deleted", org, || panic!("no further")));
+            drop(store.keys().erase_org(org).unwrap());
+        }
+    }
+    let report = shell.fine("doctor");
+    assert!(report.contains("`byokv org delete acme` waits for it"), "{report}");
+    let certificate = &shell.json("org delete acme")[0];
+    assert_eq!((&certificate["kind"], &certificate["org"]), (&"org_erased".into(), &"acme".into()));
+    assert_eq!(certificate["records_deleted"], 2000);
+    shell.fine("rotation wait");
+    assert_eq!(shell.json("certificate list umbra").len(), 1);
+    assert!(shell.open().keys().erasures().unwrap().is_empty());
+    assert_eq!(shell.refused("org delete acme --yes", b"").0, 4);
 }
 
 /// Whatever commands print of certificates.

@@ -1,16 +1,17 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
+mod rotations;
+
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
-use byokv::{Error, KeyState, Phase, Store};
+use byokv::{KeyState, Store};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
-use super::failure::{Failure, Result, quoted};
+use super::failure::{Failure, Result};
 use super::ui::{self, GREEN, RED, Ui, YELLOW};
 
 /// One thing looked at.
@@ -213,7 +214,8 @@ fn inside(report: &mut Report, store: Store) {
             report.add(Level::Notice, "key", found, "`byokv key resume` takes the same key back");
         }
     }
-    rotations(report, &store);
+    rotations::rotations(report, &store);
+    rotations::erasures(report, &store);
     let (mut entries, mut certificates) = (0_u64, 0_u64);
     match store.keys().audit().try_for_each(|entry| entry.map(|_| entries += 1)) {
         Ok(()) => report.fine("audit log", format!("{entries} entries, whole")),
@@ -231,45 +233,6 @@ fn inside(report: &mut Report, store: Store) {
     }
     if let Err(error) = store.close() {
         report.add(Level::Fault, "closing", error.to_string(), "");
-    }
-}
-
-/// Opening the store has taken them up again; a while shows whether they get on.
-fn rotations(report: &mut Report, store: &Store) {
-    const A_WHILE: Duration = Duration::from_secs(3);
-    let rotations = match store.keys().rotations() {
-        Ok(none) if none.is_empty() => return report.fine("rotations", "none under way"),
-        Ok(rotations) => rotations,
-        Err(error) => return report.add(Level::Fault, "rotations", error.to_string(), ""),
-    };
-    for rotation in rotations {
-        let org = quoted(rotation.org());
-        let ended = rotation.wait_timeout(A_WHILE);
-        let progress = rotation.progress();
-        let (level, found, advice) = match ended {
-            Ok(Some(_)) => (Level::Fine, format!("of org {org} has just ended"), String::new()),
-            Ok(None) => {
-                let advice = match progress.phase {
-                    _ if progress.paused => format!("`byokv rotation resume {org}` lets it go on"),
-                    Phase::Held => format!("nothing until its time, or `byokv key retire {org}`"),
-                    Phase::Waiting => {
-                        "nothing, if a key is suspended; else mend what the reason names".to_owned()
-                    }
-                    _ => format!("byokv rotation wait {org}"),
-                };
-                (Level::Notice, progress.to_string(), advice)
-            }
-            Err(error @ Error::RetirementAwaited { .. }) => {
-                (Level::Notice, error.to_string(), format!("byokv key retire {org}"))
-            }
-            Err(error @ Error::RotationBlocked { .. }) => {
-                let advice =
-                    format!("byokv verify --deep {org}; put or delete what it names; then wait");
-                (Level::Fault, error.to_string(), advice)
-            }
-            Err(error) => (Level::Fault, error.to_string(), String::new()),
-        };
-        report.add(level, "rotation", found, &advice);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use byokv::{Residue, Store};
+use byokv::{Erasure, Residue, Store};
 use clap::Args;
 
 use super::failure::{Failure, Result};
@@ -35,6 +35,12 @@ pub(super) struct Erase {
 impl Delete {
     pub(super) fn run(self, ui: Ui, store: &Store) -> Result {
         let Self { name, yes } = self;
+        let erasures = store.keys().erasures()?;
+        if let Some(erasure) = erasures.iter().rfind(|erasure| erasure.org() == name)
+            && store.org(&name).is_err()
+        {
+            return wait(ui, erasure);
+        }
         let records = store.keys().census(&name)?.total();
         let what = format!(
             "Every key of org \"{name}\" is destroyed, and its {} with it. Nobody can bring them \
@@ -42,16 +48,21 @@ impl Delete {
             ui::records(records)
         );
         confirm(ui, &name, &what, yes)?;
-        let erasure = store.keys().erase_org(&name)?;
-        let mut bar = ui.bar();
-        let certificate = loop {
-            bar.show(&erasure.progress());
-            if let Some(certificate) = erasure.wait_timeout(Duration::from_millis(100))? {
-                break certificate;
-            }
-        };
-        ui.result(&certificate, &certificate)
+        wait(ui, &store.keys().erase_org(&name)?)
     }
+}
+
+/// Waits for its end, with progress on stderr.
+pub(super) fn wait(ui: Ui, erasure: &Erasure) -> Result {
+    let mut bar = ui.bar();
+    let certificate = loop {
+        bar.show(&erasure.progress());
+        if let Some(certificate) = erasure.wait_timeout(Duration::from_millis(100))? {
+            break certificate;
+        }
+    };
+    drop(bar);
+    ui.result(&certificate, &certificate)
 }
 
 impl Retire {

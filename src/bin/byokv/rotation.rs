@@ -98,9 +98,14 @@ impl Command {
             Self::Status { org, watch: true } => watch(ui, store, org.as_deref()),
             Self::Wait { org } => {
                 let rotations = under_way(store, org.as_deref())?;
-                if rotations.is_empty() && !ui.json {
+                let erasures = match org {
+                    Some(_) => Vec::new(),
+                    None => store.keys().erasures()?,
+                };
+                if rotations.is_empty() && erasures.is_empty() && !ui.json {
                     return ui.done(&(), "no rotation is under way");
                 }
+                erasures.iter().try_for_each(|erasure| erase::wait(ui, erasure))?;
                 for rotation in &rotations {
                     match wait(ui, store, rotation)? {
                         Some(certificate) => {
