@@ -111,6 +111,14 @@ impl Write for Slow<'_> {
     }
 }
 
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// The guarantee, word for word: every write that had returned before one moment is in it, none
 /// that began later, no batch in part; over all orgs, while rotations and moves of the database
 /// go on.
@@ -154,6 +162,8 @@ fn shows_one_moment(filled: fn(&Store, &str, usize) -> byokv::Org) {
                 }
             });
         }
+        // Also where something fails, or the scope would wait for the writers for ever.
+        let _stops = Stops(&stop);
         let rotation = store.keys().provision("acme", new_key()).unwrap();
         let moving = scope.spawn(|| store.erase_residue().unwrap());
         let mut slow = Slow { to: Vec::new(), written: &written, seen: 0 };
@@ -162,7 +172,6 @@ fn shows_one_moment(filled: fn(&Store, &str, usize) -> byokv::Org) {
         acme.put("after", "1").unwrap();
         moving.join().unwrap();
         rotation.ended();
-        stop.store(true, Ordering::SeqCst);
         slow.to
     });
     let home = Place::new();

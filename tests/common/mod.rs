@@ -37,7 +37,7 @@ pub(crate) trait Ended {
 
 impl Ended for Rotation {
     fn ended(&self) -> Certificate {
-        let ended = self.wait_timeout(Duration::from_secs(30)).unwrap();
+        let ended = self.wait_timeout(Duration::from_secs(120)).unwrap();
         ended.unwrap_or_else(|| panic!("does not end: {}", self.progress()))
     }
 }
