@@ -303,9 +303,8 @@ impl Engine {
         name: &[u8],
     ) -> Result<()> {
         keys.check_sealing()?;
-        let any = keys.slots.iter().any(|slot| slot.state == KeyState::Suspended);
         // For blinded names the places say so.
-        if !any || org.is_blinded() {
+        if !keys.any_suspended || org.is_blinded() {
             return Ok(());
         }
         let stored = self.find(org, keys, name)?;

@@ -36,6 +36,8 @@ pub(crate) struct OrgKeys {
     pub(crate) slots: Vec<Slot>,
     /// The last of them, which nearly every operation needs: one place in memory less to go to.
     newest: Slot,
+    /// Whether any of them is suspended.
+    pub(super) any_suspended: bool,
 }
 
 /// One key version. Cloned from snapshot to snapshot, so counters and keys are shared.
@@ -148,6 +150,7 @@ impl OrgKeys {
             active: newest.version,
             slots: entry.versions.iter().map(shared).collect(),
             newest,
+            any_suspended: entry.versions.iter().any(|v| v.state == KeyState::Suspended),
         }
     }
 
