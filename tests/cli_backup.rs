@@ -82,7 +82,7 @@ fn a_backup_is_a_private_file_that_nothing_is_written_over() {
     assert!(left.into_iter().all(|name| !name.to_string_lossy().contains("b.backup")));
     fs::write(shell.path("c.backup.part"), "of somebody else").unwrap();
     let (code, _, message) = shell.refused("backup --key-file key --out c.backup");
-    assert!(code == 1 && message.contains("c.backup.part exists"), "{message}");
+    assert!(code == 1 && message.contains("c.backup.part is there"), "{message}");
     assert_eq!(fs::read(shell.path("c.backup.part")).unwrap(), b"of somebody else");
     assert_eq!(shell.refused("backup --out d.backup").0, 2, "no key");
 }
