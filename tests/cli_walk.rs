@@ -19,7 +19,10 @@ fn the_log_is_read_of_an_org_that_is_erased() {
     shell.fine("org delete acme --yes");
     let entries = shell.json("audit --org acme");
     assert!(entries.len() >= 2, "{entries:?}");
-    assert_eq!(shell.refused("audit --org none", b"").0, 4);
+    for line in ["audit --org none", "audit --org none --verify"] {
+        assert_eq!(shell.refused(line, b"").0, 4);
+    }
+    shell.fine("audit --org acme --verify");
 }
 
 /// It was cut off before the records were gone: whoever asks again gets the certificate.

@@ -195,20 +195,22 @@ impl Audit {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
         context.with_store(|store| {
-            let (mut entries, mut shown) = (0_u64, 0_u64);
+            let (mut entries, mut about) = (0_u64, 0_u64);
             for entry in store.keys().audit() {
                 let entry = entry.map_err(|error| match self.verify {
                     true => Failure::Fault(error.to_string()),
                     false => error.into(),
                 })?;
                 entries += 1;
-                if !self.verify && self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
-                    shown += 1;
-                    ui.result(&entry, &entry)?;
+                if self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
+                    about += 1;
+                    if !self.verify {
+                        ui.result(&entry, &entry)?;
+                    }
                 }
             }
             // The log knows erased orgs too.
-            if let Some(org) = self.org.as_ref().filter(|_| shown == 0) {
+            if let Some(org) = self.org.as_ref().filter(|_| about == 0) {
                 store.org(org)?;
             }
             if self.verify {
