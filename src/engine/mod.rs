@@ -5,6 +5,7 @@ mod change;
 mod durability;
 mod import;
 mod latency;
+mod lock;
 mod names;
 mod opening;
 mod orgs;
@@ -16,7 +17,6 @@ mod usage;
 mod watch;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +33,7 @@ use crate::storage::{Space, Storage, Stored};
 
 use durability::Durability;
 pub(crate) use latency::{Counts, Latency};
+use lock::DirLock;
 pub(crate) use names::{Moved, place_version, split_at_places_of};
 pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
@@ -60,7 +61,7 @@ pub(crate) struct Engine {
     closed: AtomicBool,
     /// Locked for this process as long as the engine lives; must be the last field, so that
     /// the database is closed before the lock is let go.
-    _lock: File,
+    _lock: DirLock,
 }
 
 /// The keyring in memory, always the one that the file holds.

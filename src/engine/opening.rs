@@ -1,17 +1,16 @@
 //! Opening a store: whose it is, whether all its parts are of one age, what is still owed.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::{self, DirBuilder};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use crossbeam::sync::ShardedLock;
 
 use super::durability::Durability;
 use super::latency::Latency;
+use super::lock::DirLock;
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
 use crate::error::{Error, Result};
@@ -47,7 +46,7 @@ impl Engine {
             // Before a lock is put where no store is to be.
             check_free(dir)?;
         }
-        let mut lock = lock(dir)?;
+        let mut lock = DirLock::take(dir)?;
         let found = file.load(&root)?;
         let is_new = found.is_none();
         let keyring = match found {
@@ -63,7 +62,7 @@ impl Engine {
                        restore it from a backup";
             return Err(Error::damaged(&database, why));
         }
-        note_process(&mut lock)?;
+        lock.note_process()?;
         // Nothing that is only to be tidied up keeps a store from opening.
         if let Err(error) = file.discard_leftovers() {
             tracing::warn!(%error, "what a change of the keyring left is still there");
@@ -186,42 +185,6 @@ fn make_dir(dir: &Path) -> Result<()> {
         .create(dir)
         .map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
     file::sync_dir(dir)
-}
-
-/// Locks the directory; sled's own lock on its file comes later and names no process.
-///
-/// A process that another thread of ours is just starting shares our files, and so their locks,
-/// from `fork` to `exec`: what seems to be locked by ourselves may be free in a moment.
-fn lock(dir: &Path) -> Result<File> {
-    const LONGEST: Duration = Duration::from_secs(1);
-    const STEP: Duration = Duration::from_millis(1);
-
-    let path = dir.join("LOCK");
-    let during = |e| Error::io(format!("locking {}", path.display()), e);
-    let mut lock = file::private(&path).map_err(during)?;
-    let start = Instant::now();
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let read = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
-                let pid: Option<u32> = read.ok().and_then(|_| holder.trim().parse().ok());
-                if pid != Some(std::process::id()) || start.elapsed() > LONGEST {
-                    return Err(Error::StoreLocked { path: dir.to_owned(), pid });
-                }
-                std::thread::park_timeout(STEP);
-            }
-            Err(TryLockError::Error(e)) => return Err(during(e)),
-        }
-    }
-}
-
-fn note_process(lock: &mut File) -> Result<()> {
-    lock.set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .map_err(|e| Error::io("writing LOCK", e))
 }
 
 fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {

@@ -13,11 +13,11 @@ use crossbeam::channel::{self, RecvTimeoutError};
 use super::super::Space;
 use super::backlog::{Backlog, Place};
 use super::border::{await_release, forget_cached, guarded};
-use super::digest::{self, Prints};
 use super::files::Files;
 use super::flush::{self, InBatch};
 use super::keeper::{self, Keeper};
 use super::keys::escape;
+use super::prints::{self, Prints};
 use super::{settings, sums, tail};
 use crate::error::{Error, Result};
 
@@ -107,7 +107,7 @@ impl Deref for Stored {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        digest::plain(&self.0)
+        prints::plain(&self.0)
     }
 }
 

@@ -8,25 +8,27 @@
 //! each value, and is taken out of the sum by what it replaced: each value says that too, and
 //! each deletion is noted. Layout and argument: `docs/design.md`.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aes_gcm::aes::Aes256;
-use aes_gcm::aes::cipher::{BlockCipherEncrypt, KeyInit};
-
 use super::super::Space;
 use super::database::{Database, OPENED_KEY};
+use super::prints::{self, Prints, plain};
+use crate::envelope::suite::{NONCE_LEN, SuiteKey, TAG_LEN};
 use crate::error::Result;
+use crate::id::Suite;
 use crate::material::KeyMaterial;
+use crate::sealed;
 
-/// Behind each value: epoch (8) ‖ print of what it replaced (8).
-pub(super) const TRAILER: usize = 16;
-/// Behind the position: epoch (8) ‖ state (1) ‖ sum (8) ‖ HMAC (32).
-const SEAL: usize = 49;
+/// Behind the position, sealed: epoch (8) ‖ state (1) ‖ sum (8).
+const SEAL: usize = NONCE_LEN + 17 + TAG_LEN;
+/// What a deletion notes, sealed: four numbers.
+const NOTE: usize = 32;
 const LABEL: &[u8] = b"byokv digest v1";
+const POSITION_LABEL: &[u8] = b"byokv digest position v1";
+const NOTE_LABEL: &[u8] = b"byokv digest note v1";
 pub(super) const POSITION_KEY: &[u8] = b"position";
 const DELETED_PREFIX: &[u8] = b"deleted/";
 /// Notes of deletions.
@@ -89,7 +91,7 @@ struct Count {
 
 pub(super) struct Digest {
     prints: Arc<Prints>,
-    seals: KeyMaterial,
+    seals: SuiteKey,
     /// Each held while one of its keys is read and written.
     locks: Box<[Mutex<()>; LOCKS]>,
     /// Taken after the locks of keys, and only one.
@@ -108,20 +110,13 @@ pub(super) struct Found {
     pub(super) is_whole: bool,
     sum: u64,
     epoch: u64,
-}
-
-pub(super) fn plain(stored: &[u8]) -> &[u8] {
-    &stored[..stored.len().saturating_sub(TRAILER)]
+    /// Notes of deletions that are none of ours.
+    forged: Vec<Vec<u8>>,
 }
 
 fn number(bytes: &[u8], at: usize) -> u64 {
     let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
     bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
-}
-
-fn trailer(stored: &[u8]) -> (u64, u64) {
-    let trailer = &stored[plain(stored).len()..];
-    (number(trailer, 0), number(trailer, 8))
 }
 
 /// Whether the position is `sealed`. Where that cannot be told no more writes are taken.
@@ -142,65 +137,12 @@ fn deleted_key(stripe: usize) -> Vec<u8> {
     [DELETED_PREFIX, stripe.to_string().as_bytes()].concat()
 }
 
-/// Gives each value its number.
-pub(super) struct Prints(Aes256);
-
-impl Prints {
-    /// A value's number: of its last 16 bytes, which for all that the store writes are the tag
-    /// of an AEAD over value, name and a random nonce.
-    fn of(&self, value: &[u8]) -> u64 {
-        let mut block = [0; 16];
-        let last = &value[value.len().saturating_sub(16)..];
-        block[..last.len()].copy_from_slice(last);
-        let mut block = block.into();
-        self.0.encrypt_block(&mut block);
-        number(&block, 0)
-    }
-
-    /// What a value counts for in the sum as it was at the end of `epoch`.
-    fn as_of(&self, epoch: u64, stored: &[u8]) -> u64 {
-        match trailer(stored) {
-            (written, replaced) if written > epoch => replaced,
-            _ => self.of(plain(stored)),
-        }
-    }
-
-    /// sled's merge operator: `new`, which lacks the print of what it replaces, with that. So
-    /// the place of a value is looked for once, not to read it and again to write it.
-    pub(super) fn merge(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
-        let mut dressed = new.to_vec();
-        let print = old.map_or(0, |old| self.of(plain(old)));
-        REPLACED.set(Some(print));
-        if let Some((rest, place)) = dressed.split_last_chunk_mut::<8>() {
-            let epoch = number(rest, rest.len().saturating_sub(8));
-            let replaced = match old.map(trailer) {
-                Some((written, replaced)) if written >= epoch => replaced,
-                _ => print,
-            };
-            *place = replaced.to_be_bytes();
-        }
-        dressed
-    }
-}
-
-thread_local! {
-    /// What the last merge of this thread took away.
-    static REPLACED: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// Makes a write that merges, and gives the print of what it replaced, if it got that far.
-pub(super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<u64>) {
-    REPLACED.set(None);
-    let merged = merge();
-    (merged, REPLACED.take())
-}
-
 impl Digest {
     pub(super) fn new(key: &KeyMaterial) -> Self {
-        let prints = key.derive(&[LABEL, b" prints"]);
+        let seals = key.derive(&[LABEL, b" seals"]);
         Self {
-            prints: Arc::new(Prints(Aes256::new(prints.expose().into()))),
-            seals: key.derive(&[LABEL, b" seals"]),
+            prints: Arc::new(Prints::new(key, LABEL)),
+            seals: SuiteKey::new(Suite::default(), &seals),
             locks: Box::new([const { Mutex::new(()) }; LOCKS]),
             stripes: std::array::from_fn(|_| Mutex::default()),
             sum: AtomicU64::new(0),
@@ -240,19 +182,15 @@ impl Digest {
     }
 
     /// `value` as it is to be stored in place of `old`. The key is locked.
-    pub(super) fn dress(&self, mut value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
+    pub(super) fn dress(&self, value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
         let epoch = self.epoch.load(Ordering::Acquire);
         let replaced = old.map_or(0, |old| self.prints.as_of(epoch - 1, old));
-        value.extend_from_slice(&epoch.to_be_bytes());
-        value.extend_from_slice(&replaced.to_be_bytes());
-        value
+        self.prints.dress(value, epoch, replaced)
     }
 
     /// Likewise, where what is replaced is not known before sled writes: see [`Prints::merge`].
-    pub(super) fn dress_when_written(&self, mut value: Vec<u8>) -> Vec<u8> {
-        value.extend_from_slice(&self.epoch.load(Ordering::Acquire).to_be_bytes());
-        value.extend_from_slice(&[0; 8]);
-        value
+    pub(super) fn dress_when_written(&self, value: Vec<u8>) -> Vec<u8> {
+        prints::to_be_merged(value, self.epoch.load(Ordering::Acquire))
     }
 
     /// Notes a deletion before it is made: of one key, or of all that a batch deletes, which are
@@ -274,7 +212,8 @@ impl Digest {
         let amount = amounts.fold(0, u64::wrapping_add);
         let print = self.now(olds.first().copied());
         let note = [epoch, state.deleted, amount, print].map(u64::to_be_bytes).concat();
-        database.put_raw(Space::System, &key, &note)?;
+        let sealed = sealed::seal_bytes(&self.seals, &[NOTE_LABEL, &key].concat(), &note)?;
+        database.put_raw(Space::System, &key, &sealed)?;
         deletion.amount = amount;
         Ok(())
     }
@@ -304,17 +243,14 @@ impl Digest {
         }
         let sum = self.sum.load(Ordering::Acquire);
         let epoch = self.epoch.load(Ordering::Acquire);
-        let mut sealed = last.clone();
-        sealed.extend_from_slice(&epoch.to_be_bytes());
-        sealed.push(left as u8);
-        sealed.extend_from_slice(&sum.to_be_bytes());
-        let tag = self.seals.mac(LABEL, &sealed);
-        sealed.extend_from_slice(&tag);
+        let seal = [&epoch.to_be_bytes()[..], &[left as u8], &sum.to_be_bytes()].concat();
+        let seal = sealed::seal_bytes(&self.seals, &[POSITION_LABEL, &last].concat(), &seal)?;
+        let sealed = [&**last, &seal].concat();
         database.admit(POSITION_KEY.len() + sealed.len(), true)?;
         let written = database.put_raw(Space::System, POSITION_KEY, &sealed);
         // One that failed may be there all the same, and what comes later must not seem older.
         if written.is_ok() || holds(database, &sealed)? {
-            self.epoch.store(epoch + 1, Ordering::Release);
+            self.epoch.store(epoch.saturating_add(1), Ordering::Release);
         }
         written
     }
@@ -325,13 +261,13 @@ impl Digest {
             return Ok(None);
         };
         let Some(at) = stored.len().checked_sub(SEAL) else { return Ok(None) };
-        let (content, tag) = stored.split_at(stored.len() - 32);
-        if !self.seals.mac_is(LABEL, content, tag) {
-            return Ok(None);
-        }
-        let left = if content[at + 8] == Left::Closed as u8 { Left::Closed } else { Left::Open };
-        let seal = Seal { epoch: number(content, at), left, sum: number(content, at + 9) };
-        Ok(Some((content[..at].to_vec(), seal)))
+        let (position, seal) = stored.split_at(at);
+        let ad = [POSITION_LABEL, position].concat();
+        Ok(sealed::open_bytes(&self.seals, &ad, seal).map(|seal| {
+            let left = if seal[8] == Left::Closed as u8 { Left::Closed } else { Left::Open };
+            let seal = Seal { epoch: number(&seal, 0), left, sum: number(&seal, 9) };
+            (position.to_vec(), seal)
+        }))
     }
 
     /// Looks at a database that was just opened, without changing it. Reads all of it if it was
@@ -342,13 +278,20 @@ impl Digest {
         let (position, seal) = sealed.unwrap_or((Vec::new(), nothing));
         *self.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
         if seal.left == Left::Closed && !thorough {
-            return Ok(Found { is_whole: true, sum: seal.sum, epoch: seal.epoch });
+            let (sum, epoch) = (seal.sum, seal.epoch);
+            return Ok(Found { is_whole: true, sum, epoch, forged: Vec::new() });
         }
         let (mut sum, mut then, mut newest) = (0u64, 0u64, seal.epoch);
+        let mut forged = Vec::new();
         // Of the last deletion of each stripe: it was made if the value is gone.
         let mut amounts = HashMap::new();
         for stripe in 0..STRIPES {
-            let Some(note) = database.get_raw(Space::System, &deleted_key(stripe))? else {
+            let key = deleted_key(stripe);
+            let Some(note) = database.get_raw(Space::System, &key)? else { continue };
+            let ad = [NOTE_LABEL, &key].concat();
+            let note = sealed::open_bytes(&self.seals, &ad, &note);
+            let Some(note) = note.filter(|note| note.len() == NOTE) else {
+                forged.push(key);
                 continue;
             };
             let [epoch, before, amount, print] = [0, 8, 16, 24].map(|at| number(&note, at));
@@ -362,24 +305,28 @@ impl Digest {
             let mut pairs = database.range(space, (Bound::Unbounded, Bound::Unbounded))?;
             while let Some((key, stored)) = database.step(|| pairs.next())? {
                 if !is_own(space, &key) {
-                    let print = self.now(Some(&stored));
+                    let (print, counted, written) = self.prints.read(seal.epoch, &stored);
                     amounts.remove(&print);
                     sum = sum.wrapping_add(print);
-                    then = then.wrapping_add(self.prints.as_of(seal.epoch, &stored));
-                    newest = newest.max(trailer(&stored).0);
+                    then = then.wrapping_add(counted);
+                    newest = newest.max(written);
                 }
             }
         }
         then = amounts.into_values().fold(then, u64::wrapping_add);
-        Ok(Found { is_whole: then == seal.sum, sum, epoch: newest })
+        let is_whole = forged.is_empty() && then == seal.sum;
+        Ok(Found { is_whole, sum, epoch: newest, forged })
     }
 
     /// Goes on from what was found. Must come before the first write: what that is told from
     /// what a crash left by its epoch.
     pub(super) fn begin(&self, database: &Database, found: &Found) -> Result<()> {
         self.sum.store(found.sum, Ordering::Release);
-        self.epoch.store(found.epoch + 1, Ordering::Release);
+        self.epoch.store(found.epoch.saturating_add(1), Ordering::Release);
         let position = self.position.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for note in &found.forged {
+            database.remove_raw(Space::System, note)?;
+        }
         self.seal(database, Some(position))
     }
 
@@ -416,5 +363,110 @@ impl Digest {
             count.at = Some((space, key.to_vec()));
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::super::{SledOptions, SledStorage, Storage};
+    use super::*;
+
+    const FIRST: &[u8] = b"first";
+    const GONE: &[u8] = b"gone";
+
+    fn open(dir: &Path) -> SledStorage {
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        };
+        let key = KeyMaterial::take(&mut [1; 32]);
+        SledStorage::open(&dir.join("db"), &options, &key, false).unwrap()
+    }
+
+    /// Whether a store that was killed is whole, once `forge` has been at its bytes, with the three
+    /// values that the first key had, as they are stored; the last came after the last sync.
+    fn is_whole(forge: impl FnOnce(&Database, [&[u8]; 3])) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        storage.begin().unwrap();
+        let put = |key: &[u8], value| storage.put(Space::Records, key, value).unwrap();
+        put(GONE, Some(vec![9; 40]));
+        let values = [1, 2, 3].map(|i| {
+            put(FIRST, Some(vec![i; 40]));
+            if i < 3 {
+                storage.put_position(vec![i]).unwrap();
+            }
+            storage.0.current().get_raw(Space::Records, FIRST).unwrap().unwrap()
+        });
+        put(GONE, None);
+        forge(&storage.0.current(), values.each_ref().map(|value| &**value));
+        storage.sync().unwrap();
+        drop(storage);
+        open(dir.path()).was_whole()
+    }
+
+    fn write(database: &Database, value: &[u8]) {
+        database.put_raw(Space::Records, FIRST, value).unwrap();
+    }
+
+    /// Where the note of the deletion lies.
+    fn note() -> Vec<u8> {
+        deleted_key(Digest::lock_of(Space::Records, GONE) % STRIPES)
+    }
+
+    #[test]
+    fn what_was_not_durable_may_be_missing() {
+        assert!(is_whole(|_, _| ()));
+        assert!(is_whole(|database, [_, second, _]| write(database, second)));
+    }
+
+    #[test]
+    fn a_trailer_that_says_what_an_old_value_replaces_cannot_be_forged() {
+        assert!(!is_whole(|database, [first, ..]| write(database, first)));
+        // What is said of the newest value: that it replaces the second, which is summed.
+        assert!(!is_whole(|database, [first, _, third]| {
+            write(database, &[plain(first), &third[plain(third).len()..]].concat());
+        }));
+        for trailer in [[0; 16], [0xff; 16]] {
+            assert!(!is_whole(|database, [first, ..]| {
+                write(database, &[plain(first), &trailer].concat());
+            }));
+        }
+    }
+
+    #[test]
+    fn a_note_of_a_deletion_cannot_be_forged_or_moved() {
+        assert!(!is_whole(|database, _| database.remove_raw(Space::System, &note()).unwrap()));
+        for byte in [0, 30, 71] {
+            assert!(!is_whole(|database, _| {
+                let held = database.get_raw(Space::System, &note()).unwrap().unwrap();
+                let mut forged = held.to_vec();
+                forged[byte] ^= 1;
+                database.put_raw(Space::System, &note(), &forged).unwrap();
+            }));
+        }
+        let another = deleted_key((Digest::lock_of(Space::Records, GONE) + 1) % STRIPES);
+        assert!(!is_whole(|database, _| {
+            let moved = database.get_raw(Space::System, &note()).unwrap().unwrap();
+            database.put_raw(Space::System, &another, &moved).unwrap();
+        }));
+    }
+
+    #[test]
+    fn a_forged_note_that_was_accepted_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        storage.begin().unwrap();
+        storage.0.current().put_raw(Space::System, &note(), &[0xff; NOTE]).unwrap();
+        drop(storage);
+        let storage = open(dir.path());
+        assert!(!storage.was_whole());
+        storage.begin().unwrap();
+        drop(storage);
+        assert!(open(dir.path()).was_whole());
     }
 }

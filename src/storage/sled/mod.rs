@@ -12,6 +12,7 @@ mod keeper;
 mod keys;
 mod log;
 mod pins;
+mod prints;
 mod scan;
 mod settings;
 mod sums;

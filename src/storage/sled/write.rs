@@ -5,8 +5,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::database::Database;
-use super::digest::{self, Digest, POSITION_KEY};
+use super::digest::{Digest, POSITION_KEY};
 use super::keys::escape;
+use super::prints;
 use super::{Shared, Space, Stored, Write};
 use crate::error::{Error, Result};
 
@@ -68,7 +69,7 @@ impl Shared {
                     let new = digest.dress_when_written(new);
                     let print = digest.now(Some(&new));
                     let merge = || database.merge_raw(space, &key, &new);
-                    let (written, replaced) = digest::merging(merge);
+                    let (written, replaced) = prints::merging(merge);
                     // Where it did not even look for what it replaces, it made nothing.
                     let Some(replaced) = replaced else { return written.map(|()| true) };
                     (written.map(|()| true), Some(new), (replaced, print))
@@ -195,7 +196,7 @@ impl Shared {
 /// Whether `value` is there, for who has locked its key.
 fn holds(database: &Database, space: Space, key: &[u8], value: Option<&[u8]>) -> Result<bool> {
     let held = database.get_raw(space, key)?;
-    Ok(held.as_deref().map(digest::plain) == value.map(digest::plain))
+    Ok(held.as_deref().map(prints::plain) == value.map(prints::plain))
 }
 
 /// A key, what it had, and what it gets.
