@@ -166,7 +166,7 @@ pub enum Error {
     /// A record's bytes do not open under the key version its own header names.
     #[error(
         "the record \"{name}\" of org \"{org}\" is damaged: {why}; other records are not \
-         concerned; write it again, delete it, or restore it from a backup"
+         concerned; write it again, or delete it"
     )]
     RecordDamaged {
         /// The org.
@@ -279,7 +279,8 @@ pub enum Error {
     },
     /// sled reports, or its panic shows, that its files are damaged.
     #[error(
-        "the database files in {} are damaged ({why}); restore them from a backup",
+        "the database files in {} are damaged ({why}); put back the newest copy of the whole data \
+         directory, or restore a backup into a new store",
         path.display()
     )]
     StorageDamaged {

@@ -89,8 +89,8 @@ impl Mark {
             None if bytes.iter().all(|&byte| byte == 0) => Ok(None),
             None => Err(Error::damaged(
                 &path,
-                "the mark is damaged or of another store; nothing was changed; restore this file \
-                 from a backup as new as the database",
+                "the mark is damaged or of another store; nothing was changed; put back the \
+                 newest copy of the whole data directory",
             )),
         }
     }

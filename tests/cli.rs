@@ -388,6 +388,8 @@ fn a_damaged_record_is_found_named_and_mended() {
         tree.insert(record(7).0, b"x").unwrap();
         db.flush().unwrap();
     }
+    // Nothing says how it was closed.
+    fs::write(shell.path("data/db/durable"), [0; 16]).unwrap();
     let output = shell.run("verify", b"");
     let report = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{report}");

@@ -181,7 +181,7 @@ fn a_damaged_keyring_is_refused_and_kept() {
         match place.try_open() {
             Err(error @ Error::FileDamaged { .. }) => {
                 let text = error.to_string();
-                assert!(text.contains("keyring") && text.contains("backup"), "{text}");
+                assert!(text.contains("keyring") && text.contains("newest copy"), "{text}");
             }
             other => panic!("{other:?}"),
         }

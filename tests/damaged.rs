@@ -402,10 +402,7 @@ fn a_page_whose_file_is_gone_is_noticed() {
         let is_noticed = |blob: &PathBuf| {
             copy_dir(&good, &place.data());
             fs::remove_file(place.data().join(blob)).unwrap();
-            match place.try_open() {
-                Ok(store) => role == "closed" && store.verify().is_err_and(|e| e.is_rollback()),
-                Err(error) => role == "killed" && error.is_rollback(),
-            }
+            place.try_open().is_err_and(|error| error.is_rollback())
         };
         let files = common::contents(&good.join("db/blobs")).into_iter();
         let blob =
@@ -420,6 +417,28 @@ fn a_page_whose_file_is_gone_is_noticed() {
         store.close().unwrap();
         place.open().verify().unwrap();
     }
+}
+
+/// sled's recovery would go on without what is damaged, for good. Of a store that was closed it does
+/// not get that far: what was a bad cable is as it was once that is mended.
+#[test]
+fn damage_that_goes_away_again_has_cost_nothing() {
+    let (place, good, _) = kept("closed");
+    copy_dir(&good, &place.data());
+    let log = place.data().join("db/db");
+    let whole = fs::read(&log).unwrap();
+    let before = common::contents(&place.data().join("db"));
+    for at in [whole.len() / 3, whole.len() / 2, whole.len() * 2 / 3] {
+        let mut damaged = whole.clone();
+        damaged[at..at + 512].fill(0x55);
+        fs::write(&log, damaged).unwrap();
+        let error = place.try_open().unwrap_err();
+        assert!(error.is_rollback(), "{error}");
+        assert!(error.to_string().contains("nothing of it was changed"), "{error}");
+        fs::write(&log, &whole).unwrap();
+        assert!(common::contents(&place.data().join("db")) == before);
+    }
+    place.open().verify().unwrap();
 }
 
 /// After a kill the digest is asked at opening already.

@@ -59,7 +59,7 @@ impl Engine {
         let marked = Mark::load(dir, keyring.store, &mark_key)?;
         if keyring.syncs > 0 && !SledStorage::exists(&database) {
             let why = "it is missing, but the keyring knows of data in it; nothing was changed; \
-                       restore it from a backup";
+                       put back the newest copy of the whole data directory";
             return Err(Error::damaged(&database, why));
         }
         lock.note_process()?;
@@ -196,7 +196,7 @@ fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
 fn check_free(dir: &Path) -> Result<()> {
     if Engine::any_database(dir) || Mark::path(dir).exists() {
         let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
-                   restore the file from a backup";
+                   put back the newest copy of the whole data directory";
         return Err(Error::damaged(&dir.join("keyring"), why));
     }
     let occupied = fs::read_dir(dir)

@@ -194,7 +194,10 @@ impl KeyringFile {
             .map_err(|fault| match fault {
                 Fault::Damaged(why) => Error::damaged(
                     &self.path,
-                    format!("{why}; nothing was changed; restore this file from a backup"),
+                    format!(
+                        "{why}; nothing was changed; put back the newest copy of the whole data \
+                         directory"
+                    ),
                 ),
                 Fault::Other(error) => error,
             })

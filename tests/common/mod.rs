@@ -163,11 +163,13 @@ fn open_sled(dir: &Path) -> sled::Db {
     }
 }
 
-/// Changes a tree of sled's behind the store's back.
+/// Changes a tree of sled's behind the store's back, and what says how the database was closed.
 pub(crate) fn tamper(place: &Place, tree: &str, change: impl FnOnce(&sled::Tree)) {
-    let db = open_sled(&place.data().join("db"));
+    let dir = place.data().join("db");
+    let db = open_sled(&dir);
     change(&db.open_tree(tree).unwrap());
     db.flush().unwrap();
+    fs::write(dir.join("durable"), [0; 16]).unwrap();
 }
 
 /// The storage's key encoding, see `docs/design.md`.

@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 
 /// sled's own threads may hold its lock for some milliseconds after a database was dropped. Who
 /// opens a store has the store's lock already, so nobody of ours comes between.
-pub(super) fn await_release(dir: &Path) -> Result<()> {
-    const LONGEST: Duration = Duration::from_secs(10);
+pub(super) fn await_release(dir: &Path, longest: Duration) -> Result<()> {
     const STEP: Duration = Duration::from_millis(1);
 
     let path = dir.join("db");
@@ -25,7 +24,7 @@ pub(super) fn await_release(dir: &Path) -> Result<()> {
     loop {
         match try_lock(&log) {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if start.elapsed() < LONGEST => {
+            Err(TryLockError::WouldBlock) if start.elapsed() < longest => {
                 std::thread::park_timeout(STEP);
             }
             Err(TryLockError::WouldBlock) => {

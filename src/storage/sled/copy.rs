@@ -33,7 +33,9 @@ impl<'a> Copy<'a> {
     ///    that is then written without a note;
     /// 3. the scan.
     pub(super) fn start(shared: &'a Shared, dir: &Path) -> Result<Self> {
-        let new = Arc::new(Database::open(dir, &shared.options, shared.digest.prints())?);
+        let prints = shared.digest.prints();
+        let (new, _) = Database::open(dir, &shared.options, prints, false)?;
+        let new = Arc::new(new);
         shared.copying.store(true, Ordering::Release);
         drop(shared.writes.write().unwrap_or_else(PoisonError::into_inner));
         let copy = Self { shared, old: Arc::clone(&shared.current()), new };

@@ -13,6 +13,7 @@ use crossbeam::channel::{self, RecvTimeoutError};
 use super::super::Space;
 use super::backlog::{Backlog, Place};
 use super::border::{await_release, forget_cached, guarded};
+use super::closed;
 use super::files::Files;
 use super::flush::{self, InBatch};
 use super::keeper::{self, Keeper};
@@ -135,10 +136,19 @@ impl Database {
         dir.join("db").exists()
     }
 
-    pub(super) fn open(dir: &Path, options: &SledOptions, prints: &Arc<Prints>) -> Result<Self> {
+    /// And whether its files are as they were left, where that is known: those that are not are
+    /// refused, before anything is changed, unless what is lost is accepted.
+    pub(super) fn open(
+        dir: &Path,
+        options: &SledOptions,
+        prints: &Arc<Prints>,
+        accepts: bool,
+    ) -> Result<(Self, bool)> {
+        const LONGEST: Duration = Duration::from_secs(10);
+
         let millis = u64::try_from(options.flush_interval.as_millis()).unwrap_or(u64::MAX);
         let preparing = |e| Error::io(format!("preparing {}", dir.display()), e);
-        await_release(dir)?;
+        await_release(dir, LONGEST)?;
         forget_cached(dir)?;
         let noted = settings::segment_size(dir, options.segment_bytes).map_err(preparing)?;
         let Some(segment) = noted else {
@@ -148,6 +158,14 @@ impl Database {
         if let Some(blob) = sums::misplaced(dir).map_err(preparing)? {
             let why = format!("{} holds another page than was written to it", blob.display());
             return Err(Error::StorageDamaged { path: dir.to_owned(), why });
+        }
+        let damage = closed::damage(dir, segment).map_err(preparing)?;
+        if let Some(damage) = damage.as_ref().filter(|_| !accepts) {
+            let what = format!(
+                "{damage}: the database (db/) is not as it was left when it was closed; nothing of \
+                 it was changed"
+            );
+            return Err(Error::RolledBack { what, syncs: None });
         }
         tail::prepare(dir, segment).map_err(preparing)?;
         let config = sled::Config::new()
@@ -185,7 +203,7 @@ impl Database {
             keeper,
         };
         database.sync_names()?;
-        Ok(database)
+        Ok((database, damage.is_none()))
     }
 
     #[cfg(test)]

@@ -236,6 +236,17 @@ impl Files {
         Ok(())
     }
 
+    /// For a database that nobody has open any more, and that was synced: durably notes the large
+    /// pages that are there.
+    pub(super) fn note_blobs(&self) -> std::io::Result<()> {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<_> =
+            blobs.known.iter().filter_map(|(name, (_, head))| noted((name, head))).collect();
+        blobs.sums.note_all(&self.dir, all.into_iter())?;
+        File::open(sums::path(&self.dir))?.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+
     #[cfg(test)]
     pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool) {
         let blobs = self.blobs.lock().unwrap();

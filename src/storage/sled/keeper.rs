@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
-use super::border::guarded;
+use super::border::{await_release, guarded};
+use super::closed;
 use super::files::Files;
 use super::flush::{self, Flushes};
 use super::pins::Pins;
-use super::tail::Durable;
+use super::tail::{Durable, Noted};
 use crate::error::{Error, Result};
 
 /// How often whoever waits for a flush looks whether it can still come.
@@ -259,7 +260,7 @@ impl Work {
         // close, what is noted stays: it wrote no more.
         if self.files.check_writable().is_ok() {
             let noted = self.files.sync().and_then(|()| match closed {
-                true => self.durable.note_in(&self.files, None),
+                true => note_closed(&self.files, self.segment_size, &mut self.durable),
                 false => Ok(()),
             });
             if let Err(error) = noted {
@@ -267,6 +268,23 @@ impl Work {
             }
         }
     }
+}
+
+/// Notes how the database was left, once nothing of sled's works on its files any more: a thread of
+/// sled's may still shorten the log. Else that it was closed is all there is to say.
+fn note_closed(files: &Files, segment_size: usize, durable: &mut Durable) -> Result<()> {
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    let during = |e| Error::io("noting how the database was left", e);
+    let left = match await_release(files.dir(), LONGEST) {
+        Ok(()) => {
+            files.sync()?;
+            files.note_blobs().map_err(during)?;
+            closed::look(files.log(), segment_size).map_err(during)?
+        }
+        Err(_) => None,
+    };
+    durable.note_in(files, left.map_or(Noted::Nothing, Noted::Closed))
 }
 
 /// [`close`], and whether it ended. sled waits until its own thread says that it has, which it never

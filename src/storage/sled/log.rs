@@ -35,6 +35,20 @@ pub(super) fn segments(log: &File, size: usize) -> io::Result<BTreeMap<i64, u64>
     Ok(segments)
 }
 
+/// What the file has of a segment.
+pub(super) fn read_segment(log: &File, offset: u64, size: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size];
+    let mut filled = 0;
+    while filled < size {
+        match log.read_at(&mut bytes[filled..], offset + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
 /// How a segment ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -42,19 +56,20 @@ pub(super) enum End {
     Full,
     /// What stands here was not, or not wholly, written.
     Torn(usize),
-    /// The message here points to a file that is not there or not whole.
+    /// The message here points to a large page that is not there or not whole.
     NoBlob(usize),
     /// A batch begins here that failed in the middle.
     FailedBatch(usize),
 }
 
-/// Walks over the messages of the segment `number` that begin at `first` or behind it.
+/// Walks over the messages of the segment `number` that begin at `first` or behind it; `is_there`
+/// tells of large pages.
 pub(super) fn walk(
     segment: &[u8],
     first: usize,
     size: usize,
     number: u64,
-    blobs: &Path,
+    mut is_there: impl FnMut(i64) -> io::Result<bool>,
 ) -> io::Result<End> {
     const CANCELED: u8 = 1;
     const CAP: u8 = 2;
@@ -77,7 +92,7 @@ pub(super) fn walk(
             return Ok(End::FailedBatch(at));
         }
         if let Some(blob) = message.blob
-            && !is_whole(&blobs.join(blob.to_string()))?
+            && !is_there(blob)?
         {
             return Ok(End::NoBlob(at));
         }

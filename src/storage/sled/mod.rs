@@ -3,6 +3,7 @@
 
 mod backlog;
 mod border;
+mod closed;
 mod copy;
 mod database;
 mod digest;
@@ -70,8 +71,10 @@ impl SledStorage {
         thorough: bool,
     ) -> Result<Self> {
         let digest = Digest::new(key);
-        let database = Arc::new(Database::open(dir, options, digest.prints())?);
-        let found = digest.find(&database, thorough)?;
+        let (database, is_as_left) = Database::open(dir, options, digest.prints(), thorough)?;
+        let database = Arc::new(database);
+        let mut found = digest.find(&database, thorough)?;
+        found.is_whole &= is_as_left;
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
             digest,

@@ -13,7 +13,7 @@ use crossbeam_epoch::{Guard, LocalHandle, default_collector};
 
 use super::files::Files;
 use super::flush::Flushes;
-use super::tail::Durable;
+use super::tail::{Durable, Noted};
 use crate::error::{Error, Result};
 
 /// The segment of the log up to which everything was handed to the system; none if a batch is under
@@ -109,7 +109,7 @@ impl Pins {
         // A batch that has failed by now may be before it.
         files.check_writable()?;
         files.sync()?;
-        durable.note_in(files, Some(reached))?;
+        durable.note_in(files, Noted::From(reached))?;
         self.settled = settles.then_some(stamp);
         self.hold(pinned);
         Ok(())

@@ -30,20 +30,38 @@ pub(super) fn head(blob: &File) -> Option<Head> {
     blob.read_exact_at(&mut head, 0).ok().map(|()| head)
 }
 
-fn path(dir: &Path) -> PathBuf {
+pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join("blob-sums")
+}
+
+fn noted_in(dir: &Path) -> io::Result<HashMap<i64, Head>> {
+    match fs::read(path(dir)) {
+        Ok(bytes) => Ok(bytes.chunks_exact(NOTE).filter_map(read).collect()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(HashMap::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// A noted blob that is not there any more, or begins with other bytes.
+pub(super) fn missing(dir: &Path) -> io::Result<Option<PathBuf>> {
+    for (place, noted) in noted_in(dir)? {
+        let blob = dir.join("blobs").join(place.to_string());
+        let found = match File::open(&blob) {
+            Ok(file) => head(&file),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        if found != Some(noted) {
+            return Ok(Some(blob));
+        }
+    }
+    Ok(None)
 }
 
 /// A whole blob that is not the one that was written there. What is not whole, or gone, is left to
 /// sled, which notices.
 pub(super) fn misplaced(dir: &Path) -> io::Result<Option<PathBuf>> {
-    let bytes = match fs::read(path(dir)) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let notes: HashMap<i64, Head> = bytes.chunks_exact(NOTE).filter_map(read).collect();
-    for (place, noted) in notes {
+    for (place, noted) in noted_in(dir)? {
         let blob = dir.join("blobs").join(place.to_string());
         let found = match File::open(&blob) {
             Ok(file) => head(&file),
@@ -103,11 +121,7 @@ impl Sums {
         let mut bytes = Vec::new();
         let mut add = |(place, head)| bytes.extend_from_slice(&note(place, head));
         if self.count > 2 * present.len() + MANY {
-            self.file = None;
-            self.count = present.len();
-            present.for_each(&mut add);
-            fs::write(path(dir), bytes)?;
-            return Ok(());
+            return self.note_all(dir, present);
         }
         self.count += new.len();
         new.iter().copied().for_each(&mut add);
@@ -116,6 +130,18 @@ impl Sums {
             none => none.insert(OpenOptions::new().append(true).create(true).open(path(dir))?),
         };
         file.write_all(&bytes)
+    }
+
+    /// Notes those that are `present`, and no others.
+    pub(super) fn note_all(
+        &mut self,
+        dir: &Path,
+        present: impl ExactSizeIterator<Item = (i64, Head)>,
+    ) -> io::Result<()> {
+        self.file = None;
+        self.count = present.len();
+        let bytes: Vec<u8> = present.flat_map(|(place, head)| note(place, head)).collect();
+        fs::write(path(dir), bytes)
     }
 }
 

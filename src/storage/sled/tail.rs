@@ -12,22 +12,82 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::closed::Left;
 use super::files::Files;
 use super::log::{self, End, SEGMENT_HEADER};
 use super::sums;
 use crate::error::Result;
 
-/// The file that says from which segment of the log on nothing is known to be durable, and that
-/// no later one was given free: the segment's place (8, big-endian) ‖ the same inverted. Zeros
-/// say nothing: the database was closed, or is being opened.
+/// What the file `durable` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// The database is being opened, or was not closed wholly.
+    Nothing,
+    /// From this segment of the log on nothing is known to be durable, and no later one was given
+    /// free.
+    From(i64),
+    /// The database was closed, and is as it was left then.
+    Closed(Left),
+}
+
+/// In 16 bytes, big-endian: of `From` the segment's place (8) ‖ the same inverted; of `Closed` the
+/// end (8) ‖ the segments' crc32 (4) ‖ crc32 of `closed` ‖ these 12; of `Nothing` zeros.
+const NOTE: usize = 16;
+
+fn encode(noted: Noted) -> [u8; NOTE] {
+    let mut bytes = [0; NOTE];
+    match noted {
+        Noted::Nothing => {}
+        Noted::From(place) => {
+            bytes[..8].copy_from_slice(&place.to_be_bytes());
+            bytes[8..].copy_from_slice(&(!place).to_be_bytes());
+        }
+        Noted::Closed(left) => {
+            bytes[..8].copy_from_slice(&left.end.to_be_bytes());
+            bytes[8..12].copy_from_slice(&left.segments.to_be_bytes());
+            let check = crc32fast::hash(&[b"closed", &bytes[..12]].concat());
+            bytes[12..].copy_from_slice(&check.to_be_bytes());
+        }
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8; NOTE]) -> Noted {
+    let number = |at: usize| bytes[at..].first_chunk().map_or(0, |b| i64::from_be_bytes(*b));
+    let segments = bytes[8..].first_chunk().map_or(0, |b| u32::from_be_bytes(*b));
+    let from = Noted::From(number(0));
+    let closed = Noted::Closed(Left { end: number(0), segments });
+    let noted = [from, closed].into_iter().find(|noted| encode(*noted) == *bytes);
+    noted.unwrap_or(Noted::Nothing)
+}
+
+/// The file that says what is known of the log.
 pub(super) struct Durable {
     file: File,
-    noted: Option<i64>,
+    noted: Noted,
 }
 
 impl Durable {
     fn path(dir: &Path) -> PathBuf {
         dir.join("durable")
+    }
+
+    /// What is noted; nothing where there is no note.
+    pub(super) fn read(dir: &Path) -> io::Result<Noted> {
+        match File::open(Self::path(dir)) {
+            Ok(file) => Self::read_from(&file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Noted::Nothing),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn read_from(file: &File) -> io::Result<Noted> {
+        let mut bytes = [0; NOTE];
+        match file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => Ok(decode(&bytes)),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Noted::Nothing),
+            Err(e) => Err(e),
+        }
     }
 
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
@@ -37,35 +97,24 @@ impl Durable {
             .create(true)
             .truncate(false)
             .open(Self::path(dir))?;
-        let mut bytes = [0; 16];
-        let noted = match file.read_exact_at(&mut bytes, 0) {
-            Ok(()) => {
-                let number = |at: usize| bytes[at..].first_chunk().map(|b| i64::from_be_bytes(*b));
-                number(0).filter(|number_| number(8) == Some(!number_))
-            }
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => None,
-            Err(e) => return Err(e),
-        };
+        let noted = Self::read_from(&file)?;
         Ok(Self { file, noted })
     }
 
     /// Like [`note`](Self::note); a refusal ends all writing.
-    pub(super) fn note_in(&mut self, files: &Files, segment: Option<i64>) -> Result<()> {
-        let noted = self.note(segment);
-        noted.map_err(|e| files.refused(&Self::path(files.dir()), &e))
+    pub(super) fn note_in(&mut self, files: &Files, noted: Noted) -> Result<()> {
+        let written = self.note(noted);
+        written.map_err(|e| files.refused(&Self::path(files.dir()), &e))
     }
 
     /// Durably. In one sector: it is the old note or the new one.
-    pub(super) fn note(&mut self, segment: Option<i64>) -> io::Result<()> {
-        if self.noted == segment && self.file.metadata()?.len() == 16 {
+    pub(super) fn note(&mut self, noted: Noted) -> io::Result<()> {
+        if self.noted == noted && self.file.metadata()?.len() == NOTE as u64 {
             return Ok(());
         }
-        let number = segment.unwrap_or(0);
-        let check = if segment.is_some() { !number } else { 0 };
-        let bytes = [number.to_be_bytes(), check.to_be_bytes()].concat();
-        self.file.write_all_at(&bytes, 0)?;
+        self.file.write_all_at(&encode(noted), 0)?;
         self.file.sync_data()?;
-        self.noted = segment;
+        self.noted = noted;
         Ok(())
     }
 }
@@ -85,11 +134,11 @@ pub(super) fn prepare(dir: &Path, segment_size: usize) -> io::Result<()> {
     sums::forget(dir)?;
     remove_half_made(dir)?;
     let mut durable = Durable::open(dir)?;
-    if let Some(from) = durable.noted {
+    if let Noted::From(from) = durable.noted {
         let log = OpenOptions::new().read(true).write(true).open(log)?;
         cut(&log, segment_size, from, dir)?;
     }
-    durable.note(None)?;
+    durable.note(Noted::Nothing)?;
     File::open(dir)?.sync_all()
 }
 
@@ -122,7 +171,7 @@ fn remove_half_made(dir: &Path) -> io::Result<()> {
 }
 
 /// The place in the log at which sled begins to read: the one of its newest snapshot.
-fn newest_snapshot(dir: &Path) -> io::Result<i64> {
+pub(super) fn newest_snapshot(dir: &Path) -> io::Result<i64> {
     let mut newest = 0;
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -150,19 +199,13 @@ fn cut(log: &File, size: usize, from: i64, dir: &Path) -> io::Result<()> {
     let mut at = from;
     let (end, ends_in) = loop {
         let Some(&offset) = segments.get(&at) else { break (None, None) };
-        let mut bytes = vec![0; size];
-        let mut filled = 0;
-        while filled < size {
-            match log.read_at(&mut bytes[filled..], offset + filled as u64)? {
-                0 => break,
-                read => filled += read,
-            }
-        }
+        let bytes = log::read_segment(log, offset, size)?;
         let number = u64::try_from(at / step).unwrap_or_default();
         let first = usize::try_from(snapshot - at).unwrap_or(0);
-        match log::walk(&bytes[..filled], first, size, number, blobs)? {
+        let is_there = |blob: i64| log::is_whole(&blobs.join(blob.to_string()));
+        match log::walk(&bytes, first, size, number, is_there)? {
             End::Full => at += step,
-            end => break (Some(end), Some((offset, filled))),
+            end => break (Some(end), Some((offset, bytes.len()))),
         }
     };
     let behind: Vec<_> = segments.range(at + 1..).map(|(_, &offset)| offset).collect();
@@ -238,7 +281,7 @@ mod tests {
             bytes
         };
         // Where the message begins that such a byte is of.
-        let walked = log::walk(&with(1000), 0, SIZE, 0, &path.join("blobs")).unwrap();
+        let walked = log::walk(&with(1000), 0, SIZE, 0, |_| Ok(true)).unwrap();
         let End::Torn(begins) = walked else { panic!("{walked:?}") };
         assert!(begins > SEGMENT_HEADER + 1);
         log.write_all_at(&with(SEGMENT_HEADER + 1), offset).unwrap();
@@ -314,7 +357,7 @@ mod tests {
         let whole = fs::read(path.join("conf")).unwrap();
         let before = fs::read(path.join("db")).unwrap();
         // As a kill leaves it: from there on the log would be looked through.
-        Durable::open(&path).unwrap().note(Some(0)).unwrap();
+        Durable::open(&path).unwrap().note(Noted::From(0)).unwrap();
         for damaged in [Some("segment_size: 6"), None] {
             match damaged {
                 Some(text) => fs::write(path.join("conf"), text).unwrap(),
