@@ -420,6 +420,10 @@ fn no_key_serves_two_purposes() {
     let restore = copy.restore(&key).only("free").with_key("free", new_key());
     let refused = restore.read_from(Cursor::new(&file));
     assert!(matches!(refused, Err(Error::NotEntitled { org }) if org == "free"));
+    let restore = copy.restore(&key).only("free").with_key("acme", new_key());
+    let refused = restore.read_from(Cursor::new(&file));
+    let not_chosen = Error::Backup(BackupError::OrgNotChosen { org: "acme".to_owned() });
+    assert_eq!(refused.unwrap_err().to_string(), not_chosen.to_string());
 }
 
 #[test]

@@ -128,6 +128,23 @@ fn a_restored_org_may_bring_its_key_at_once() {
 }
 
 #[test]
+fn who_restores_what_does_not_fit_is_told_what_to_do() {
+    let shell = Shell::new();
+    shell.fill("umbra", 3);
+    shell.json("backup --key-file key --out a.backup");
+    let output = shell.run("restore --key-file key a.backup");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("exists already") && said.contains("byokv org delete acme"), "{said}");
+    let refused =
+        shell.refused("restore --key-file key --org umbra --with-key acme=other a.backup");
+    assert_eq!((refused.0, &refused.1[..]), (2, "backup_org_not_chosen"));
+    let output = shell.run("restore --key-file key -");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("save it to a file first"), "{said}");
+}
+
+#[test]
 fn what_is_wrong_with_a_backup_has_its_exit_code_and_kind() {
     let shell = Shell::new();
     shell.json("backup --key-file key --out a.backup");

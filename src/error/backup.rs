@@ -83,6 +83,15 @@ pub enum BackupError {
         /// The name asked for.
         org: String,
     },
+    /// A key was given for an org that is not to be restored.
+    #[error(
+        "a key was given for the org \"{org}\", which is not among those to be restored; nothing was \
+         restored; choose that org too, or give no key for it"
+    )]
+    OrgNotChosen {
+        /// The org.
+        org: String,
+    },
     /// Records change faster than the backup can be written.
     #[error(
         "records change faster than the backup can be written; what was written of it cannot be \

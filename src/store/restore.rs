@@ -129,7 +129,7 @@ impl<'a> Restore<'a> {
             return Err(missing(org));
         }
         if let Some((org, _)) = self.keys.iter().find(|(org, _)| !is_chosen(org)) {
-            return Err(missing(org));
+            return Err(BackupError::OrgNotChosen { org: org.clone() }.into());
         }
         let chosen = |place: &usize| is_chosen(&manifest.orgs[*place].history.name);
         Ok((0..manifest.orgs.len()).filter(chosen).collect())

@@ -10,6 +10,8 @@ pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
 pub(super) enum Failure {
     /// The library refused or failed.
     Store(Error),
+    /// Likewise, where other advice is needed than elsewhere.
+    Advised(Error, String),
     /// The arguments do not fit together.
     Usage(String),
     NotFound(String),
@@ -32,13 +34,14 @@ impl Failure {
             Self::NotFound(_) => 4,
             Self::KeyRefused(_) => 5,
             Self::Damaged(_) => 6,
-            Self::Store(error) => match error {
+            Self::Store(error) | Self::Advised(error, _) => match error {
                 Error::InvalidOrgName { .. }
                 | Error::NameLength { .. }
                 | Error::NameDepth { .. }
                 | Error::SuiteNotApproved { .. }
                 | Error::ValueTooLarge { .. }
-                | Error::InvalidOption { .. } => 2,
+                | Error::InvalidOption { .. }
+                | Error::Backup(BackupError::OrgNotChosen { .. }) => 2,
                 Error::StoreLocked { .. } => 3,
                 Error::OrgUnknown { .. } | Error::Backup(BackupError::OrgMissing { .. }) => 4,
                 Error::NotEntitled { .. } | Error::Backup(BackupError::OtherKey { .. }) => 5,
@@ -60,7 +63,7 @@ impl Failure {
             Self::Fault(_) => "fault",
             Self::Failed(_) => "failed",
             Self::BrokenPipe => "broken_pipe",
-            Self::Store(error) => match error {
+            Self::Store(error) | Self::Advised(error, _) => match error {
                 Error::OrgUnknown { .. } => "org_unknown",
                 Error::OrgExists { .. } => "org_exists",
                 Error::InvalidOrgName { .. } => "invalid_org_name",
@@ -108,7 +111,7 @@ impl Failure {
 
     pub(super) fn message(&self) -> String {
         match self {
-            Self::Store(error) => error.to_string(),
+            Self::Store(error) | Self::Advised(error, _) => error.to_string(),
             Self::Usage(message)
             | Self::NotFound(message)
             | Self::KeyRefused(message)
@@ -121,7 +124,11 @@ impl Failure {
 
     /// What the library advises, in words of this tool.
     pub(super) fn hint(&self) -> Option<String> {
-        let Self::Store(error) = self else { return None };
+        let error = match self {
+            Self::Store(error) => error,
+            Self::Advised(_, advice) => return Some(advice.clone()),
+            _ => return None,
+        };
         Some(match error {
             Error::NotEntitled { org } => format!("byokv org policy {} --byok", quoted(org)),
             Error::KeySuspended { org, .. } => {
@@ -180,6 +187,7 @@ fn backup(why: &BackupError) -> &'static str {
         BackupError::Malformed { .. } => "backup_malformed",
         BackupError::Changed => "backup_changed",
         BackupError::OrgMissing { .. } => "backup_org_missing",
+        BackupError::OrgNotChosen { .. } => "backup_org_not_chosen",
         BackupError::Outrun => "backup_outrun",
         _ => "backup_refused",
     }

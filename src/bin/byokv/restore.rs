@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use byokv::{Origin, Restored};
+use byokv::{Error, Origin, Restored};
 use clap::Args;
 
 use super::Context;
 use super::backup::Key;
-use super::failure::{Failure, Result};
+use super::failure::{Failure, Result, quoted};
 use super::secret;
 use super::ui::{self, Bar, Ui};
 
@@ -46,10 +46,28 @@ impl Restore {
             for (org, file) in &self.with_key {
                 restore = restore.with_key(org, secret::key(ui, Some(file))?);
             }
-            Ok(restore.read_from(Counted::new(file, ui.bar(), "checking", len))?)
+            restore.read_from(Counted::new(file, ui.bar(), "checking", len)).map_err(advised)
         })?;
         print(ui, &restored)
     }
+}
+
+/// What the tool advises elsewhere is of orgs that are there.
+fn advised(error: Error) -> Failure {
+    let advice = match &error {
+        Error::NotEntitled { org } => format!(
+            "restore it without --with-key, then `byokv org policy {0} --byok` and `byokv key \
+             provision {0}`",
+            quoted(org)
+        ),
+        Error::OrgExists { org } => format!(
+            "restore into a new store (`byokv --data NEW init`), choose other orgs with --org, or \
+             first delete the one that is here: `byokv org delete {}`",
+            quoted(org)
+        ),
+        _ => return error.into(),
+    };
+    Failure::Advised(error, advice)
 }
 
 fn print(ui: Ui, restored: &Restored) -> Result {
@@ -76,6 +94,10 @@ fn print(ui: Ui, restored: &Restored) -> Result {
 }
 
 pub(super) fn open(path: &Path) -> Result<(BufReader<File>, u64)> {
+    if path == Path::new("-") {
+        let why = "a backup is read twice, so it cannot come from a pipe: save it to a file first";
+        return Err(Failure::Usage(why.to_owned()));
+    }
     let failed = |e: io::Error| Failure::Failed(format!("reading {}: {e}", path.display()));
     let file = File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
