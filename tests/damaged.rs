@@ -363,8 +363,7 @@ fn no_damage_goes_unnoticed() {
         silent.len()
     );
     assert!(silent.is_empty(), "seed {seed}:\n{}", silent.join("\n"));
-    // Few trials may all miss what only one record notices.
-    assert!(right > 0 && refused > 0 && (said > 0 || trials < 1000));
+    assert!(right > 0 && refused > 0);
 }
 
 /// sled, which finds a page where another belongs, looks for a key for ever: found by 10,000 trials.
