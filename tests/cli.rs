@@ -446,6 +446,8 @@ fn waiting_for_a_suspended_key_ends_at_once() {
     let status = &shell.json("rotation status")[0];
     assert_eq!((&status["replaces"], &status["records"]), (&2.into(), &100.into()));
     assert!(status["left"].as_u64().unwrap() > 0);
+    // Though the store was opened only now.
+    assert_ne!(status["progress"]["phase"], "queued", "{status}");
 }
 
 #[test]

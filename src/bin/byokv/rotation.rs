@@ -1,6 +1,6 @@
 //! `byokv rotation`: what is under way, and waiting for it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use byokv::{Certificate, Error, KeyState, Phase, Progress, Rotation, Store};
 use clap::Subcommand;
@@ -64,6 +64,7 @@ impl Command {
         context.with_store(|store| match self {
             Self::Status { org, watch: false } => {
                 let rotations = under_way(store, org.as_deref())?;
+                taken_up(&rotations);
                 let found: Result<Vec<_>> =
                     rotations.iter().map(|rotation| status(store, rotation)).collect();
                 let found = found?;
@@ -138,6 +139,22 @@ fn under_way(store: &Store, org: Option<&str>) -> Result<Vec<Rotation>> {
         Some(org) => store.keys().rotation(org)?.into_iter().collect(),
         None => store.keys().rotations()?,
     })
+}
+
+/// Waits a little until the store, which has just been opened, has taken them up, and so knows what
+/// they wait for.
+fn taken_up(rotations: &[Rotation]) {
+    const LONGEST: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(10);
+
+    let start = Instant::now();
+    for rotation in rotations {
+        while start.elapsed() < LONGEST
+            && rotation.progress().phase == Phase::Queued
+            && !rotation.progress().paused
+            && rotation.wait_timeout(STEP).is_ok_and(|ended| ended.is_none())
+        {}
+    }
 }
 
 fn status(store: &Store, rotation: &Rotation) -> Result<Status> {
