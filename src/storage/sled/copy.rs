@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::RecvTimeoutError;
 use crossbeam::sync::ShardedLockWriteGuard;
 
 use super::super::Frozen;
@@ -117,19 +118,12 @@ impl Successor for Copy<'_> {
         Ok(Box::new(Standstill { copy: self, _writes: writes, since }))
     }
 
+    /// Not only until nobody has it: until what closes it, in the thread of whoever had it last, is
+    /// through with its files.
     fn close_old(self: Box<Self>, longest: Duration) -> bool {
-        const STEP: Duration = Duration::from_millis(1);
-
-        let old = Arc::downgrade(&self.old);
+        let closed = self.old.closed();
         drop(self);
-        let start = Instant::now();
-        while old.strong_count() > 0 {
-            if start.elapsed() > longest {
-                return false;
-            }
-            std::thread::park_timeout(STEP);
-        }
-        true
+        closed.recv_timeout(longest) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
@@ -157,5 +151,48 @@ impl Frozen for Standstill<'_> {
         shared.current.store(Arc::clone(&self.copy.new));
         shared.copying.store(false, Ordering::Release);
         self.since.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::tail::{Durable, Noted};
+    use super::super::{SledOptions, SledStorage, Storage};
+    use super::*;
+    use crate::material::KeyMaterial;
+    use crate::storage::prefix_range;
+
+    /// Its files are overwritten and removed then, and what closes it writes to them.
+    #[test]
+    fn the_old_database_is_closed_when_that_is_said() {
+        const LONGEST: Duration = Duration::from_secs(20);
+
+        let dir = tempfile::tempdir().unwrap();
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        };
+        let key = KeyMaterial::take(&mut [1; 32]);
+        let old = dir.path().join("db");
+        let storage = SledStorage::open(&old, &options, &key, false).unwrap();
+        storage.begin().unwrap();
+        storage.put(Space::Records, b"k", Some(vec![1; 50])).unwrap();
+        let copy = storage.copy_to(&dir.path().join("db.1")).unwrap();
+        let (say, waits) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let mut scan = storage.scan(Space::Records, prefix_range(b""));
+            scope.spawn(move || {
+                assert!(scan.next().unwrap().is_ok());
+                waits.recv().unwrap();
+                drop(scan);
+            });
+            copy.freeze().unwrap().switch();
+            say.send(()).unwrap();
+            assert!(copy.close_old(LONGEST));
+            assert!(matches!(Durable::read(&old).unwrap(), Noted::Closed(_)));
+        });
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam::channel::{self, RecvTimeoutError};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 
 use super::super::Space;
 use super::backlog::{Backlog, Place};
@@ -409,6 +409,11 @@ impl Database {
         let tree = self.tree(space);
         let found = self.reading(|| tree.get(key))?;
         self.files().check_known(Some((space, key))).map(|()| found)
+    }
+
+    /// Never sent to: disconnected once the database is closed.
+    pub(super) fn closed(&self) -> Receiver<()> {
+        self.keeper.ended()
     }
 
     pub(super) fn files(&self) -> &Files {

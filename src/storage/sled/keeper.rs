@@ -113,6 +113,10 @@ impl Keeper {
         &self.files
     }
 
+    pub(super) fn ended(&self) -> Receiver<()> {
+        self.ended.clone()
+    }
+
     pub(super) fn flushes(&self) -> &Flushes {
         &self.flushes
     }
