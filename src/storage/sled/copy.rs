@@ -156,13 +156,10 @@ impl Frozen for Standstill<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::super::tail::{Durable, Noted};
     use super::super::{SledOptions, SledStorage, Storage};
     use super::*;
     use crate::material::KeyMaterial;
-    use crate::storage::prefix_range;
 
     /// Its files are overwritten and removed then, and what closes it writes to them.
     #[test]
@@ -181,16 +178,15 @@ mod tests {
         storage.begin().unwrap();
         storage.put(Space::Records, b"k", Some(vec![1; 50])).unwrap();
         let copy = storage.copy_to(&dir.path().join("db.1")).unwrap();
-        let (say, waits) = mpsc::channel();
+        let held = Arc::clone(&storage.0.current());
         std::thread::scope(|scope| {
-            let mut scan = storage.scan(Space::Records, prefix_range(b""));
-            scope.spawn(move || {
-                assert!(scan.next().unwrap().is_ok());
-                waits.recv().unwrap();
-                drop(scan);
-            });
             copy.freeze().unwrap().switch();
-            say.send(()).unwrap();
+            scope.spawn(move || {
+                while Arc::strong_count(&held) > 1 {
+                    std::thread::yield_now();
+                }
+                drop(held);
+            });
             assert!(copy.close_old(LONGEST));
             assert!(matches!(Durable::read(&old).unwrap(), Noted::Closed(_)));
         });
