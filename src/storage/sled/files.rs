@@ -209,7 +209,11 @@ impl Files {
                 match File::open(&path) {
                     Ok(blob) => {
                         blob.sync_all().map_err(|e| self.refused(&path, &e))?;
-                        head = sums::head(&blob);
+                        // What came after the sync began is not durable, and must not be noted.
+                        head = match meta.len() >= sums::HEAD as u64 {
+                            true => sums::head(&blob),
+                            false => None,
+                        };
                         new.extend(noted((&name, &head)));
                     }
                     Err(e) if e.kind() == ErrorKind::NotFound => continue,

@@ -154,12 +154,13 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     })
 }
 
-/// crc32 ‖ kind ‖ body, the checksum over what follows it.
+/// crc32 ‖ kind ‖ body, the checksum over what follows it. Of nothing it is zero, as bytes are that
+/// a power cut took.
 pub(super) fn is_whole(blob: &Path) -> io::Result<bool> {
     match fs::read(blob) {
-        Ok(bytes) => Ok(bytes
-            .split_first_chunk::<4>()
-            .is_some_and(|(crc, rest)| crc32fast::hash(rest).to_le_bytes() == *crc)),
+        Ok(bytes) => Ok(bytes.split_first_chunk::<4>().is_some_and(|(crc, rest)| {
+            !rest.is_empty() && crc32fast::hash(rest).to_le_bytes() == *crc
+        })),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
