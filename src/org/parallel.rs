@@ -34,9 +34,10 @@ pub struct ParallelScan {
 }
 
 struct Shared {
+    /// First, as in [`Scan`].
+    line: Mutex<Line>,
     engine: Arc<Engine>,
     org: Arc<OrgState>,
-    line: Mutex<Line>,
 }
 
 /// Who holds it takes the next batch out of the storage and the place for it in the order.

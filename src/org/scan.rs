@@ -29,16 +29,18 @@ pub struct Record {
 /// the names below the last whole segment of the prefix, in memory; a name that does not open is
 /// an error before all others.
 pub struct Scan {
+    /// Before the engine, which lets go of the directory's lock: this may have the database last.
+    pub(super) source: Source,
     pub(super) engine: Arc<Engine>,
     pub(super) org: Arc<OrgState>,
-    pub(super) source: Source,
 }
 
 /// Names in order; no value is opened.
 pub struct Names {
+    /// First, as in [`Scan`].
+    source: Source,
     engine: Arc<Engine>,
     org: Arc<OrgState>,
-    source: Source,
 }
 
 /// Which names a scan is over.

@@ -43,6 +43,24 @@ pub(super) fn look(log: &File, size: usize) -> io::Result<Option<Left>> {
     Ok(Some(Left { end, segments: hasher.finalize() }))
 }
 
+/// Whether the log is written, from the segment of `from` on, as far as its last segment: sled
+/// closes without a word where it could not write what it had.
+pub(super) fn is_written(log: &File, size: usize, from: i64) -> io::Result<bool> {
+    let segments = log::segments(log, size)?;
+    let Some((&last, _)) = segments.last_key_value() else { return Ok(true) };
+    let mut next = from;
+    for (&place, &offset) in segments.range(from..) {
+        if place != next {
+            return Ok(false);
+        }
+        if place < last && walk(log, size, (place, offset), 0, |_| Ok(true))? != End::Full {
+            return Ok(false);
+        }
+        next = place.saturating_add(i64::try_from(size).unwrap_or(i64::MAX));
+    }
+    Ok(true)
+}
+
 fn walk(
     log: &File,
     size: usize,
@@ -199,6 +217,28 @@ mod tests {
         assert!(is_refused(&path));
         fs::write(&log, whole).unwrap();
         assert!(open(&path, true).unwrap().was_whole());
+    }
+
+    #[test]
+    fn a_log_with_a_gap_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = closed(dir.path()).join("db");
+        let log = || File::open(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let segments = log::segments(&log(), SIZE).unwrap();
+        let (&last, _) = segments.last_key_value().unwrap();
+        let step = i64::try_from(SIZE).unwrap();
+        let from = last - 2 * step;
+        assert!(is_written(&log(), SIZE, from).unwrap());
+        assert!(is_written(&log(), SIZE, last + step).unwrap(), "nothing was written since");
+        let offset = usize::try_from(segments[&(last - step)]).unwrap();
+        for at in [1, SIZE / 2] {
+            let mut unwritten = whole.clone();
+            unwritten[offset + at..offset + SIZE].fill(0);
+            fs::write(&path, unwritten).unwrap();
+            assert!(!is_written(&log(), SIZE, from).unwrap(), "{at}");
+            assert!(is_written(&log(), SIZE, last).unwrap(), "{at}");
+        }
     }
 
     #[test]

@@ -179,10 +179,10 @@ impl Database {
                 let db = config.open()?;
                 let records = db.open_tree("records")?;
                 let system = db.open_tree("system")?;
-                for tree in [&records, &system] {
+                for (space, tree) in [(Space::Records, &records), (Space::System, &system)] {
                     let prints = Arc::clone(prints);
-                    let merge = move |_: &[u8], old: Option<&[u8]>, new: &[u8]| {
-                        Some(prints.merge(old, new))
+                    let merge = move |key: &[u8], old: Option<&[u8]>, new: &[u8]| {
+                        Some(prints.merge((space, key), old, new))
                     };
                     tree.set_merge_operator(merge);
                 }

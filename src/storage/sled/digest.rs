@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::Space;
 use super::database::{Database, OPENED_KEY};
-use super::prints::{self, Prints, plain};
+use super::prints::{self, Place, Prints};
 use crate::envelope::suite::{NONCE_LEN, SuiteKey, TAG_LEN};
 use crate::error::Result;
 use crate::id::Suite;
@@ -153,14 +153,18 @@ impl Digest {
         }
     }
 
+    pub(super) fn place(&self, space: Space, key: &[u8]) -> Place {
+        self.prints.place(space, key)
+    }
+
     /// For the databases that write what [`dress_when_written`](Self::dress_when_written) gives.
     pub(super) fn prints(&self) -> &Arc<Prints> {
         &self.prints
     }
 
     /// What a value counts for now.
-    pub(super) fn now(&self, stored: Option<&[u8]>) -> u64 {
-        stored.map_or(0, |stored| self.prints.of(plain(stored)))
+    pub(super) fn now(&self, place: Place, stored: Option<&[u8]>) -> u64 {
+        stored.map_or(0, |stored| self.prints.of(place, prints::plain(stored)))
     }
 
     /// The number of the lock of a key.
@@ -182,10 +186,10 @@ impl Digest {
     }
 
     /// `value` as it is to be stored in place of `old`. The key is locked.
-    pub(super) fn dress(&self, value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
+    pub(super) fn dress(&self, place: Place, value: Vec<u8>, old: Option<&[u8]>) -> Vec<u8> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let replaced = old.map_or(0, |old| self.prints.as_of(epoch - 1, old));
-        self.prints.dress(value, epoch, replaced)
+        let replaced = old.map_or(0, |old| self.prints.as_of(place, epoch - 1, old));
+        self.prints.dress(place, value, epoch, replaced)
     }
 
     /// Likewise, where what is replaced is not known before sled writes: see [`Prints::merge`].
@@ -200,7 +204,7 @@ impl Digest {
         &self,
         database: &Database,
         deletion: &mut Deletion<'_>,
-        olds: &[&[u8]],
+        olds: &[(Place, &[u8])],
     ) -> Result<()> {
         let key = deletion.key();
         let state = &mut *deletion.state;
@@ -208,9 +212,9 @@ impl Digest {
         if state.epoch != epoch {
             *state = Stripe { epoch, deleted: 0 };
         }
-        let amounts = olds.iter().map(|old| self.prints.as_of(epoch - 1, old));
+        let amounts = olds.iter().map(|(place, old)| self.prints.as_of(*place, epoch - 1, old));
         let amount = amounts.fold(0, u64::wrapping_add);
-        let print = self.now(olds.first().copied());
+        let print = olds.first().map_or(0, |(place, old)| self.now(*place, Some(old)));
         let note = [epoch, state.deleted, amount, print].map(u64::to_be_bytes).concat();
         let sealed = sealed::seal_bytes(&self.seals, &[NOTE_LABEL, &key].concat(), &note)?;
         database.put_raw(Space::System, &key, &sealed)?;
@@ -270,10 +274,16 @@ impl Digest {
         }))
     }
 
+    /// Whether there was never a position: the database was made, and not sealed before a crash.
+    fn is_new(&self, database: &Database) -> Result<bool> {
+        Ok(database.get_raw(Space::System, POSITION_KEY)?.is_none())
+    }
+
     /// Looks at a database that was just opened, without changing it. Reads all of it if it was
     /// not closed, or if `thorough`.
     pub(super) fn find(&self, database: &Database, thorough: bool) -> Result<Found> {
         let sealed = self.unseal(database)?;
+        let is_sealed = sealed.is_some() || self.is_new(database)?;
         let nothing = Seal { epoch: 0, left: Left::Open, sum: 0 };
         let (position, seal) = sealed.unwrap_or((Vec::new(), nothing));
         *self.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
@@ -305,7 +315,8 @@ impl Digest {
             let mut pairs = database.range(space, (Bound::Unbounded, Bound::Unbounded))?;
             while let Some((key, stored)) = database.step(|| pairs.next())? {
                 if !is_own(space, &key) {
-                    let (print, counted, written) = self.prints.read(seal.epoch, &stored);
+                    let place = self.prints.place(space, &key);
+                    let (print, counted, written) = self.prints.read(place, seal.epoch, &stored);
                     amounts.remove(&print);
                     sum = sum.wrapping_add(print);
                     then = then.wrapping_add(counted);
@@ -314,7 +325,7 @@ impl Digest {
             }
         }
         then = amounts.into_values().fold(then, u64::wrapping_add);
-        let is_whole = forged.is_empty() && then == seal.sum;
+        let is_whole = is_sealed && forged.is_empty() && then == seal.sum;
         Ok(Found { is_whole, sum, epoch: newest, forged })
     }
 
@@ -358,7 +369,8 @@ impl Digest {
                 return Ok(Some(count.sum == sum));
             };
             if !is_own(space, &key) {
-                count.sum = count.sum.wrapping_add(self.now(Some(&stored)));
+                let print = self.now(self.prints.place(space, &key), Some(&stored));
+                count.sum = count.sum.wrapping_add(print);
             }
             count.at = Some((space, key.to_vec()));
         }
@@ -429,13 +441,35 @@ mod tests {
         assert!(!is_whole(|database, [first, ..]| write(database, first)));
         // What is said of the newest value: that it replaces the second, which is summed.
         assert!(!is_whole(|database, [first, _, third]| {
-            write(database, &[plain(first), &third[plain(third).len()..]].concat());
+            write(database, &[prints::plain(first), &third[prints::plain(third).len()..]].concat());
         }));
         for trailer in [[0; 16], [0xff; 16]] {
             assert!(!is_whole(|database, [first, ..]| {
-                write(database, &[plain(first), &trailer].concat());
+                write(database, &[prints::plain(first), &trailer].concat());
             }));
         }
+    }
+
+    #[test]
+    fn a_value_under_a_key_that_nobody_reads_does_not_count_for_its_own() {
+        assert!(!is_whole(|database, [_, _, third]| {
+            database.put_raw(Space::System, b"junk", third).unwrap();
+            database.remove_raw(Space::Records, FIRST).unwrap();
+        }));
+    }
+
+    /// It would be a sum of nothing, and each value would count for what it replaced.
+    #[test]
+    fn a_seal_that_does_not_open_is_no_seal_of_an_empty_database() {
+        assert!(!is_whole(|database, [_, _, _]| {
+            let held = database.get_raw(Space::System, POSITION_KEY).unwrap().unwrap();
+            let mut forged = held.to_vec();
+            *forged.last_mut().unwrap() ^= 1;
+            database.put_raw(Space::System, POSITION_KEY, &forged).unwrap();
+            database.remove_raw(Space::System, &note()).unwrap();
+            // What has nothing behind it counts for nothing then.
+            database.remove_raw(Space::Records, FIRST).unwrap();
+        }));
     }
 
     #[test]

@@ -283,6 +283,12 @@ fn note_closed(files: &Files, segment_size: usize, durable: &mut Durable) -> Res
     let left = match await_release(files.dir(), LONGEST) {
         Ok(()) => {
             files.sync()?;
+            if let Noted::From(from) = durable.noted()
+                && !closed::is_written(files.log(), segment_size, from).map_err(during)?
+            {
+                // What was noted stays: the next opening cuts the log off there.
+                return Ok(());
+            }
             files.note_blobs().map_err(during)?;
             closed::look(files.log(), segment_size).map_err(during)?
         }

@@ -101,6 +101,10 @@ impl Durable {
         Ok(Self { file, noted })
     }
 
+    pub(super) fn noted(&self) -> Noted {
+        self.noted
+    }
+
     /// Like [`note`](Self::note); a refusal ends all writing.
     pub(super) fn note_in(&mut self, files: &Files, noted: Noted) -> Result<()> {
         let written = self.note(noted);

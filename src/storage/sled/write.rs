@@ -61,13 +61,14 @@ impl Shared {
             let digest = &self.digest;
             let number = Digest::lock_of(space, &key);
             let _locked = digest.lock(number);
+            let place = digest.place(space, &key);
             let mut deletion = None;
             // What to look for where a write fails, which may have been made all the same, and
             // how the sum changes then.
             let (written, sought, prints) = match (new, expected) {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
-                    let print = digest.now(Some(&new));
+                    let print = digest.now(place, Some(&new));
                     let merge = || database.merge_raw(space, &key, &new);
                     let (written, replaced) = prints::merging(merge);
                     // Where it did not even look for what it replaces, it made nothing.
@@ -76,8 +77,8 @@ impl Shared {
                 }
                 (Some(new), Some(expected)) => {
                     let old = expected.map(Stored::raw);
-                    let new = digest.dress(new, old);
-                    let prints = (digest.now(old), digest.now(Some(&new)));
+                    let new = digest.dress(place, new, old);
+                    let prints = (digest.now(place, old), digest.now(place, Some(&new)));
                     let swapped = database.swap_raw(space, &key, old, &new);
                     (swapped, Some(new), prints)
                 }
@@ -91,9 +92,9 @@ impl Shared {
                     let deletion = deletion.insert(digest.delete(number));
                     notes.add(Space::System, &deletion.key());
                     let deleted = digest
-                        .note_deletion(database, deletion, &[old])
+                        .note_deletion(database, deletion, &[(place, old)])
                         .and_then(|()| database.remove_raw(space, &key));
-                    (deleted.map(|()| true), None, (digest.now(Some(old)), 0))
+                    (deleted.map(|()| true), None, (digest.now(place, Some(old)), 0))
                 }
             };
             let is_made = match &written {
@@ -131,13 +132,14 @@ impl Shared {
             let (mut changes, mut deleted) = (Vec::new(), Vec::new());
             for (key, new) in writes {
                 let old = database.get_raw(space, &key)?;
-                let new = new.map(|new| digest.dress(new, old.as_deref()));
+                let place = digest.place(space, &key);
+                let new = new.map(|new| digest.dress(place, new, old.as_deref()));
                 match (&new, &old) {
                     (None, None) => continue,
                     (Some(new), _) => batch.insert(key.as_slice(), new.as_slice()),
                     (None, Some(old)) => {
                         batch.remove(key.as_slice());
-                        deleted.push(old.clone());
+                        deleted.push((place, old.clone()));
                     }
                 }
                 changes.push((key, old, new));
@@ -148,13 +150,15 @@ impl Shared {
             let mut deletion = number.map(|&number| digest.delete(number));
             if let Some(deletion) = &mut deletion {
                 notes.add(Space::System, &deletion.key());
-                let deleted: Vec<&[u8]> = deleted.iter().map(AsRef::as_ref).collect();
+                let deleted: Vec<_> =
+                    deleted.iter().map(|(place, old)| (*place, old.as_ref())).collect();
                 written = digest.note_deletion(database, deletion, &deleted);
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, &in_batch));
             if written.is_ok() || are_made(database, space, &changes) {
                 for (key, old, new) in &changes {
-                    let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(v));
+                    let place = digest.place(space, key);
+                    let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(place, v));
                     digest.changed((space, key), prints[0], prints[1]);
                 }
                 if let Some(deletion) = &mut deletion {
@@ -471,7 +475,8 @@ mod tests {
         let (digest, database) = (&storage.0.digest, storage.0.current());
         let old = database.get_raw(Space::Records, &first).unwrap().unwrap();
         let mut deletion = digest.delete(number(&first));
-        digest.note_deletion(&database, &mut deletion, &[&old]).unwrap();
+        let place = digest.place(Space::Records, &first);
+        digest.note_deletion(&database, &mut deletion, &[(place, &*old)]).unwrap();
         drop((deletion, database));
         storage.put(Space::Records, &second, None).unwrap();
         storage.sync().unwrap();
