@@ -327,7 +327,7 @@ BREAKS = [
      ".note_deletion(database, deletion, &[])",
      "--test kill what"),
     ("the digest forgets what a write replaced", "src/storage/sled/prints.rs",
-     "        REPLACED.set(Some(print));", "        REPLACED.set(Some(0));",
+     "MERGED.set(Some((print, mask.print())));", "MERGED.set(Some((0, mask.print())));",
      "--test kill what"),
     ("a write does not say what it replaced", "src/storage/sled/prints.rs",
      "*place = self.seal(mask, epoch, replaced);", "*place = self.seal(mask, epoch, replaced & 0);",

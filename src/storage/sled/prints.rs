@@ -137,7 +137,7 @@ impl Prints {
         let place = self.place(space, key);
         let [mask, old_mask] = self.masks(place, [plain(new), old.map_or(&[], plain)]);
         let print = old.map_or(0, |_| old_mask.print());
-        REPLACED.set(Some(print));
+        MERGED.set(Some((print, mask.print())));
         if let Some(place) = dressed.last_chunk_mut() {
             let epoch = (u128::from_be_bytes(*place) >> 64) as u64;
             let replaced = match old.map(|old| self.open(old_mask, old)) {
@@ -157,15 +157,16 @@ pub(super) fn to_be_merged(mut value: Vec<u8>, epoch: u64) -> Vec<u8> {
 }
 
 thread_local! {
-    /// What the last merge of this thread took away.
-    static REPLACED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The prints of what the last merge of this thread took away, and of what it put there.
+    static MERGED: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
 }
 
-/// Makes a write that merges, and gives the print of what it replaced, if it got that far.
-pub(super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<u64>) {
-    REPLACED.set(None);
+/// Makes a write that merges, and gives the prints of what it replaced and of what is there now, if it
+/// got that far.
+pub(super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<(u64, u64)>) {
+    MERGED.set(None);
     let merged = merge();
-    (merged, REPLACED.take())
+    (merged, MERGED.take())
 }
 
 #[cfg(test)]
@@ -227,12 +228,16 @@ mod tests {
         let merged =
             |epoch, old| merging(|| prints.merge(KEY, old, &to_be_merged(new.clone(), epoch)));
         let print = prints.of(place, &[1; 40]);
+        let new_print = prints.of(place, &new);
         assert_eq!(
             merged(8, Some(&*old)),
-            (prints.dress(place, new.clone(), 8, print), Some(print))
+            (prints.dress(place, new.clone(), 8, print), Some((print, new_print)))
         );
-        assert_eq!(merged(7, Some(&*old)), (prints.dress(place, new.clone(), 7, 99), Some(print)));
-        assert_eq!(merged(7, None), (prints.dress(place, new.clone(), 7, 0), Some(0)));
+        assert_eq!(
+            merged(7, Some(&*old)),
+            (prints.dress(place, new.clone(), 7, 99), Some((print, new_print)))
+        );
+        assert_eq!(merged(7, None), (prints.dress(place, new.clone(), 7, 0), Some((0, new_print))));
     }
 
     #[test]

@@ -44,6 +44,16 @@ fn noted_in(dir: &Path) -> io::Result<HashMap<i64, Head>> {
 
 /// A noted blob that is not there any more, or begins with other bytes.
 pub(super) fn missing(dir: &Path) -> io::Result<Option<PathBuf>> {
+    changed(dir, |_| Ok(true))
+}
+
+/// A whole blob that is not the one that was written there. What is not whole, or gone, is left to
+/// sled, which notices.
+pub(super) fn misplaced(dir: &Path) -> io::Result<Option<PathBuf>> {
+    changed(dir, log::is_whole)
+}
+
+fn changed(dir: &Path, counts: impl Fn(&Path) -> io::Result<bool>) -> io::Result<Option<PathBuf>> {
     for (place, noted) in noted_in(dir)? {
         let blob = dir.join("blobs").join(place.to_string());
         let found = match File::open(&blob) {
@@ -51,24 +61,7 @@ pub(super) fn missing(dir: &Path) -> io::Result<Option<PathBuf>> {
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
-        if found != Some(noted) {
-            return Ok(Some(blob));
-        }
-    }
-    Ok(None)
-}
-
-/// A whole blob that is not the one that was written there. What is not whole, or gone, is left to
-/// sled, which notices.
-pub(super) fn misplaced(dir: &Path) -> io::Result<Option<PathBuf>> {
-    for (place, noted) in noted_in(dir)? {
-        let blob = dir.join("blobs").join(place.to_string());
-        let found = match File::open(&blob) {
-            Ok(file) => head(&file),
-            Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        if found != Some(noted) && log::is_whole(&blob)? {
+        if found != Some(noted) && counts(&blob)? {
             return Ok(Some(blob));
         }
     }

@@ -61,22 +61,21 @@ impl Shared {
             let digest = &self.digest;
             let number = Digest::lock_of(space, &key);
             let _locked = digest.lock(number);
-            let place = digest.place(space, &key);
+            let place = || digest.place(space, &key);
             let mut deletion = None;
             // What to look for where a write fails, which may have been made all the same, and
             // how the sum changes then.
             let (written, sought, prints) = match (new, expected) {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
-                    let print = digest.now(place, Some(&new));
                     let merge = || database.merge_raw(space, &key, &new);
-                    let (written, replaced) = prints::merging(merge);
+                    let (written, prints) = prints::merging(merge);
                     // Where it did not even look for what it replaces, it made nothing.
-                    let Some(replaced) = replaced else { return written.map(|()| true) };
-                    (written.map(|()| true), Some(new), (replaced, print))
+                    let Some(prints) = prints else { return written.map(|()| true) };
+                    (written.map(|()| true), Some(new), prints)
                 }
                 (Some(new), Some(expected)) => {
-                    let old = expected.map(Stored::raw);
+                    let (place, old) = (place(), expected.map(Stored::raw));
                     let new = digest.dress(place, new, old);
                     let prints = (digest.now(place, old), digest.now(place, Some(&new)));
                     let swapped = database.swap_raw(space, &key, old, &new);
@@ -89,6 +88,7 @@ impl Shared {
                         return Ok(false);
                     }
                     let Some(old) = old else { return Ok(true) };
+                    let place = place();
                     let deletion = deletion.insert(digest.delete(number));
                     notes.add(Space::System, &deletion.key());
                     let deleted = digest
