@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-#[cfg(feature = "import")]
-use crate::audit::now_unix_ms;
 use crate::audit::{AuditEntry, Certificate};
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
@@ -20,6 +18,8 @@ use crate::material::KeyMaterial;
 use crate::observe::Census;
 use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
 use crate::storage::{Space, prefix_range};
+#[cfg(feature = "import")]
+use crate::time::now_unix_ms;
 
 /// Keys of the store's orgs. From [`Store::keys`](crate::Store::keys).
 #[derive(Clone)]

@@ -52,6 +52,7 @@ mod rotation;
 mod sealed;
 mod storage;
 mod store;
+mod time;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, status};
-use crate::audit::now_unix_ms;
 use crate::engine::{Engine, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
@@ -26,6 +25,7 @@ use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
 use crate::rotation::{Phase, Rotations, WorkerThread};
+use crate::time::now_unix_ms;
 
 #[cfg(feature = "backup")]
 pub use backup::Backup;

@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("id", 0),
     ("error", 0),
     ("observe", 0),
+    ("time", 0),
     ("process", 1),
     ("failpoint", 0),
     ("material", 1),
@@ -38,8 +39,13 @@ const FLOORS: &[(&str, u32)] = &[
 const HIDDEN: &[&str] = &["failpoint", "fuzzing"];
 
 /// Siblings that may be imported: `(who, whom)`.
-const SIBLINGS: &[(&str, &str)] =
-    &[("engine", "gate"), ("error", "id"), ("observe", "id"), ("sealed", "envelope")];
+const SIBLINGS: &[(&str, &str)] = &[
+    ("engine", "gate"),
+    ("error", "id"),
+    ("error", "time"),
+    ("observe", "id"),
+    ("sealed", "envelope"),
+];
 
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -6,11 +6,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::rfc3339;
 use crate::error::{Error, Result};
 use crate::id::{Fingerprint, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 use crate::sealed;
+use crate::time::rfc3339;
 
 const LABEL: &[u8] = b"byokv certificate v1";
 

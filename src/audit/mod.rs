@@ -3,7 +3,6 @@
 mod certificate;
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::id::{BackupId, Due, Fingerprint, KeyVersion, OrgId, Suite, TokenId, hex_array};
 use crate::material::KeyMaterial;
 use crate::sealed;
+use crate::time::rfc3339;
 
 /// What happened to a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -348,18 +348,6 @@ fn hash(entry: &AuditEntry) -> [u8; 32] {
     Sha256::digest(&sealed::encode(entry)[..]).into()
 }
 
-pub(crate) fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-pub(crate) fn rfc3339(unix_ms: u64) -> String {
-    /// The last second of the year 9999, where the format ends.
-    const LAST_MS: u64 = 253_402_300_799_000;
-    let since = Duration::from_millis(unix_ms.min(LAST_MS));
-    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,11 +384,5 @@ mod tests {
             notary.read((head.0, None), None),
             Err(Error::AuditBroken { entry: 4, .. })
         ));
-    }
-
-    #[test]
-    fn times_print_as_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59Z");
     }
 }

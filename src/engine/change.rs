@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::import::expire;
 use super::{Engine, OrgKeys, OrgState};
-use crate::audit::{AuditEvent, Draft, now_unix_ms};
+use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyVersion, OrgId, Origin, Suite};
@@ -13,6 +13,7 @@ use crate::keyring::root::RootKey;
 use crate::keyring::{Installed, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
 use crate::storage::Space;
+use crate::time::now_unix_ms;
 
 /// What a change of the keyring adds to the audit log.
 pub(crate) type Drafts = Vec<Draft>;

@@ -40,13 +40,13 @@ mod tokens {
     use std::time::Duration;
 
     use super::{AuditEvent, Draft, Engine, Result};
-    use crate::audit::now_unix_ms;
     use crate::engine::OrgState;
     use crate::error::{Error, ImportError, KeyMaterialError};
     use crate::id::{Fingerprint, Origin};
     use crate::import::{ImportToken, SealedKey};
     use crate::keyring::{Installed, Keyring, LiveToken};
     use crate::material::KeyMaterial;
+    use crate::time::now_unix_ms;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const THIRTY_DAYS: Duration = Duration::from_secs(30 * 24 * 60 * 60);

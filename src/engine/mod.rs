@@ -1,6 +1,7 @@
 //! The shared state behind the handles. Every operation reads the keys once, from one
 //! immutable snapshot (invariant 2).
 
+mod certify;
 mod change;
 mod durability;
 mod import;
@@ -31,6 +32,7 @@ use crate::keyring::root::{KeyringFile, RootKey};
 use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
 
+pub(crate) use certify::Claim;
 use durability::Durability;
 pub(crate) use latency::{Counts, Latency};
 use lock::DirLock;

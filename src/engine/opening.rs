@@ -12,7 +12,7 @@ use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
 use super::{Engine, OrgState, Ring};
-use crate::audit::{AuditEvent, Draft, Notary, now_unix_ms};
+use crate::audit::{AuditEvent, Draft, Notary};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::Fingerprint;
@@ -21,6 +21,7 @@ use crate::keyring::root::{KeyringFile, RootKey};
 use crate::mark::{Mark, Position};
 use crate::sealed::file;
 use crate::storage::{SledOptions, SledStorage, Storage};
+use crate::time::now_unix_ms;
 
 #[derive(Clone, Debug)]
 pub(crate) struct EngineOptions {

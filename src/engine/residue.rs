@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Engine;
-use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms};
+use super::{Claim, Engine};
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft};
 use crate::envelope::{FORMAT, HEADER_LEN, Header};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId};
-use crate::keyring::{Erasure, Keyring, Owed};
+use crate::keyring::{Erasure, Keyring};
 use crate::sealed::file;
 use crate::storage::SledStorage;
 
@@ -168,10 +168,8 @@ impl Engine {
     ) -> Result<Vec<Certificate>> {
         let left = self.count_envelopes()?;
         failpoint::reach("residue.counted", "");
-        let now = now_unix_ms();
         self.change(None, |keyring, drafts| {
-            let (store, generation) = (keyring.store, keyring.generation);
-            let mut certificates = Vec::new();
+            let mut claims = Vec::new();
             for org in &mut keyring.orgs {
                 let successor = org.newest().version;
                 for v in org.versions.iter_mut().filter(|v| v.state == KeyState::Retired) {
@@ -189,31 +187,14 @@ impl Engine {
                             .org(&org.name, org.id)
                             .key(v.version, v.fingerprint),
                     );
-                    certificates.push(self.notary.certify(Certificate {
-                        kind: CertificateKind::KeyErased,
-                        store,
-                        org: org.name.clone(),
-                        org_id: org.id,
-                        version: v.version,
-                        fingerprint: v.fingerprint,
-                        origin: v.origin,
-                        successor,
-                        records_rewritten: 0,
-                        records_verified: 0,
+                    claims.push(Claim {
                         records_deleted: found.map_or(0, |residue| residue.envelopes),
-                        records_left: 0,
-                        at_unix_ms: now,
-                        keyring_generation: generation,
-                        authenticator: Vec::new(),
-                    }));
+                        ..Claim::new(CertificateKind::KeyErased, org.id, v.version, successor)
+                    });
                 }
             }
-            for certificate in &certificates {
-                let key = certificate.key();
-                let value = self.notary.seal(&key, certificate)?;
-                keyring.outbox.push(Owed { key, value });
-            }
-            Ok(certificates)
+            let certified = claims.into_iter().map(|claim| self.certify(keyring, claim));
+            certified.filter_map(Result::transpose).collect()
         })
     }
 

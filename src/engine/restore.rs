@@ -1,10 +1,11 @@
 //! Orgs that come in from a backup: unseen until they are whole, gone if that never happens.
 
 use super::Engine;
-use crate::audit::{AuditEvent, Draft, now_unix_ms};
+use crate::audit::{AuditEvent, Draft};
 use crate::error::Result;
 use crate::failpoint;
 use crate::id::OrgId;
+use crate::time::now_unix_ms;
 
 impl Engine {
     /// At open: whatever was being restored when the store was last open is not whole, and the

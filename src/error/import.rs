@@ -1,9 +1,8 @@
 //! Why a sealed import was refused.
 
-use std::time::{Duration, SystemTime};
-
 use super::KeyMaterialError;
 use crate::id::{Fingerprint, OrgId, TokenId};
+use crate::time::rfc3339;
 
 /// Why an import token or a sealed key was refused. Unless it says otherwise, the token can
 /// still be used.
@@ -96,11 +95,4 @@ pub enum ImportError {
          a new token, and have new random bytes sealed"
     )]
     NotRandom(KeyMaterialError),
-}
-
-fn rfc3339(unix_ms: u64) -> String {
-    /// The last second of the year 9999, where the format ends.
-    const LAST_MS: u64 = 253_402_300_799_000;
-    let since = Duration::from_millis(unix_ms.min(LAST_MS));
-    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
 }

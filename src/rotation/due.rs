@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Rotations;
-use crate::audit::{AuditEvent, Draft, now_unix_ms};
+use crate::audit::{AuditEvent, Draft};
 use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{Due, KeyState, KeyVersion, Origin};
 use crate::keyring::OrgEntry;
 use crate::material::KeyMaterial;
+use crate::time::now_unix_ms;
 
 /// What was found due, to be acted on only while it is still the newest.
 #[derive(Clone, Copy)]

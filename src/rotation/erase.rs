@@ -3,12 +3,12 @@
 
 use super::count::HeaderCount;
 use super::pass::Cursor;
-use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms};
-use crate::engine::{Engine, OrgState};
+use crate::audit::{AuditEvent, CertificateKind, Draft};
+use crate::engine::{Claim, Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
 use crate::id::OrgId;
-use crate::keyring::{Erasure, Owed};
+use crate::keyring::Erasure;
 use crate::storage::{Key, Space, Write};
 
 /// The deletion of one org's records, under way.
@@ -73,32 +73,13 @@ impl Deletion {
 
     fn certify(&self, engine: &Engine, org: &OrgState) -> Result<()> {
         engine.change(None, |keyring, drafts| {
-            let (store, generation) = (keyring.store, keyring.generation);
             let Some(entry) = keyring.orgs.iter_mut().find(|entry| entry.id == org.id) else {
                 return Ok(());
             };
             entry.erasure = Some(Erasure::RecordsDeleted);
-            let newest = entry.newest();
-            let certificate = engine.notary.certify(Certificate {
-                kind: CertificateKind::OrgErased,
-                store,
-                org: org.name.to_string(),
-                org_id: org.id,
-                version: newest.version,
-                fingerprint: newest.fingerprint,
-                origin: newest.origin,
-                successor: newest.version,
-                records_rewritten: 0,
-                records_verified: 0,
-                records_deleted: self.deleted(),
-                records_left: 0,
-                at_unix_ms: now_unix_ms(),
-                keyring_generation: generation,
-                authenticator: Vec::new(),
-            });
-            let key = certificate.key();
-            let value = engine.notary.seal(&key, &certificate)?;
-            keyring.outbox.push(Owed { key, value });
+            let version = entry.newest().version;
+            let claim = Claim::new(CertificateKind::OrgErased, org.id, version, version);
+            engine.certify(keyring, Claim { records_deleted: self.deleted(), ..claim })?;
             drafts.push(Draft::new(AuditEvent::OrgErased).org(&org.name, org.id));
             Ok(())
         })?;

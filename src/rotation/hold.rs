@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::audit::{AuditEvent, Draft, now_unix_ms};
+use crate::audit::{AuditEvent, Draft};
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::id::KeyVersion;
 use crate::keyring::{OrgEntry, RetirePolicy};
+use crate::time::now_unix_ms;
 
 /// What the policy says of versions under which no record is left.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 
 use super::count::Counted;
 use super::pass::{CleanPass, Rewritten};
-use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, now_unix_ms};
-use crate::engine::{Engine, OrgState};
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft};
+use crate::engine::{Claim, Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
 use crate::id::{KeyVersion, Suite};
-use crate::keyring::Owed;
+use crate::time::now_unix_ms;
 
 /// Proof that after a clean pass an independent scan found no record under these.
 pub(super) struct CountedZero {
@@ -74,34 +74,21 @@ pub(super) fn retire(
         rewritten.iter().filter(|&(&(v, s), _)| of(v, s)).map(|(_, count)| count).sum()
     };
     let certificates = engine.change(None, |keyring, drafts| {
-        let (store, generation) = (keyring.store, keyring.generation);
-        let entry = keyring.org_mut(org.id, &org.name)?;
         let successor = pass.leaving.active;
-        let certificate = |kind, version: &crate::keyring::VersionEntry, rewritten| Certificate {
-            kind,
-            store,
-            org: org.name.to_string(),
-            org_id: org.id,
-            version: version.version,
-            fingerprint: version.fingerprint,
-            origin: version.origin,
-            successor,
-            records_rewritten: rewritten,
+        let claim = |kind, version, records_rewritten| Claim {
+            records_rewritten,
             records_verified: pass.records,
-            records_deleted: 0,
-            records_left: 0,
-            at_unix_ms: now,
-            keyring_generation: generation,
-            authenticator: Vec::new(),
+            ..Claim::new(kind, org.id, version, successor)
         };
-        let mut certificates = Vec::new();
+        let entry = keyring.org_mut(org.id, &org.name)?;
+        let mut claims = Vec::new();
         for &version in &versions {
             entry.retire(version, now)?;
             let Some(retired) = entry.version(version) else { continue };
             let draft = Draft::new(AuditEvent::KeyRetired).org(&org.name, org.id);
             drafts.push(draft.key(version, retired.fingerprint));
             let rewritten = count(&|v, _| v == version);
-            certificates.push(certificate(CertificateKind::KeyRetired, retired, rewritten));
+            claims.push(claim(CertificateKind::KeyRetired, version, rewritten));
         }
         if let Some(suite) = suite {
             entry.suite_before = None;
@@ -109,16 +96,10 @@ pub(super) fn retire(
             drafts.push(Draft::new(event).org(&org.name, org.id));
             let kind = CertificateKind::SuiteRetired { suite };
             let rewritten = count(&|_, s| s == suite);
-            certificates.push(certificate(kind, entry.newest(), rewritten));
+            claims.push(claim(kind, entry.newest().version, rewritten));
         }
-        let certified = certificates.into_iter().map(|certificate| {
-            let certificate = engine.notary.certify(certificate);
-            let key = certificate.key();
-            let value = engine.notary.seal(&key, &certificate)?;
-            keyring.outbox.push(Owed { key, value });
-            Ok(certificate)
-        });
-        certified.collect::<Result<Vec<_>>>()
+        let certified = claims.into_iter().map(|claim| engine.certify(keyring, claim));
+        certified.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
     })?;
     engine.publish(org);
     failpoint::reach("retire.done", &org.name);

@@ -14,12 +14,12 @@ use super::pass::{CleanPass, Cursor, Pass, Rewritten};
 use super::progress::{Phase, Progress};
 use super::retire::{self, CountedZero};
 use super::throttle::Meter;
-use crate::audit::{now_unix_ms, rfc3339};
 use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId, Suite};
 use crate::storage::Space;
+use crate::time::{now_unix_ms, rfc3339};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::job::Amount;
-use crate::audit::rfc3339;
 use crate::error::{Error, Result};
+use crate::time::rfc3339;
 
 /// What rotations of a store may use, all orgs together: fixed ceilings, and targets that they
 /// are steered towards by what is measured. Every ceiling holds, whatever a target would like.

@@ -13,7 +13,7 @@ use super::task::{Step, Task};
 use super::thread::{Work, stand_back};
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
-use crate::audit::now_unix_ms;
+use crate::time::now_unix_ms;
 
 struct Coordinator<'a> {
     shared: &'a Rotations,

@@ -17,7 +17,7 @@ use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::audit::{AuditEvent, now_unix_ms};
+use crate::audit::AuditEvent;
 use crate::backup::{
     BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
 };
@@ -29,6 +29,7 @@ use crate::id::OrgId;
 use crate::keyring::Keyring;
 use crate::material::KeyMaterial;
 use crate::org::Org;
+use crate::time::now_unix_ms;
 
 type Tell<'a> = dyn FnMut(&str, u64) + 'a;
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::audit::{AuditEvent, now_unix_ms};
+use crate::audit::AuditEvent;
 use crate::engine::Engine;
 use crate::engine::tests::engine as open;
 use crate::error::{Error, ImportError};
@@ -12,6 +12,7 @@ use crate::id::TokenId;
 use crate::import::ImportToken;
 use crate::keyring::OrgPolicy;
 use crate::material::KeyMaterial;
+use crate::time::now_unix_ms;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MINUTE_MS: u64 = 60_000;
