@@ -26,9 +26,16 @@ impl OrgId {
 }
 
 /// Number of a key of one org: from 1, rising by one, never reissued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct KeyVersion(u32);
+
+impl<'de> Deserialize<'de> for KeyVersion {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = u32::deserialize(deserializer)?;
+        Self::new(number).ok_or_else(|| serde::de::Error::custom("key versions begin at 1"))
+    }
+}
 
 impl KeyVersion {
     pub(crate) const FIRST: Self = Self(1);
@@ -281,6 +288,9 @@ mod tests {
         assert_eq!(KeyVersion::new(1), Some(KeyVersion::FIRST));
         assert_eq!(KeyVersion::FIRST.next().map(KeyVersion::get), Some(2));
         assert_eq!(KeyVersion::new(u32::MAX).and_then(KeyVersion::next), None);
+        assert_eq!(serde_json::to_string(&KeyVersion::FIRST).unwrap(), "1");
+        assert_eq!(serde_json::from_str::<KeyVersion>("7").unwrap().get(), 7);
+        assert!(serde_json::from_str::<KeyVersion>("0").is_err());
     }
 
     #[test]

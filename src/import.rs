@@ -140,7 +140,7 @@ impl ImportToken {
             ciphertext: [0; KeyMaterial::LEN],
             tag: [0; TAG_LEN],
         };
-        let mut buffer = Zeroizing::new(*material.expose());
+        let mut buffer = Zeroizing::new(*material.expose_bytes());
         let (encapsulated, tag) =
             hpke::single_shot_seal_inout_detached_with_rng::<ChaCha20Poly1305, HkdfSha256, Kem>(
                 &OpModeS::Base,
@@ -328,7 +328,7 @@ fn malformed(what: &'static str, why: &'static str) -> Error {
 
 /// X25519 takes any 32 bytes, and clamps them itself (RFC 7748, section 5).
 fn private_key(material: &KeyMaterial) -> Result<<Kem as hpke::Kem>::PrivateKey> {
-    <Kem as hpke::Kem>::PrivateKey::from_bytes(material.expose())
+    <Kem as hpke::Kem>::PrivateKey::from_bytes(material.expose_bytes())
         .map_err(|_| malformed(ImportToken::WHAT, "its private key is not valid"))
 }
 
@@ -426,7 +426,9 @@ pub(crate) fn fuzz(data: &[u8]) {
     let Some((key, altered)) = data.split_first_chunk::<32>() else { return };
     let Ok(sealed) = token.seal(&KeyMaterial::take(&mut key.clone())) else { return };
     let opened = sealed.open(&token, &private);
-    assert!(opened.map_or_else(|e| matches!(e, Error::KeyMaterial(_)), |o| o.expose() == key));
+    assert!(
+        opened.map_or_else(|e| matches!(e, Error::KeyMaterial(_)), |o| o.expose_bytes() == key)
+    );
     let mut bytes = sealed.encode();
     for (byte, with) in bytes.iter_mut().zip(altered) {
         *byte ^= with;

@@ -7,7 +7,6 @@ use base64ct::{Base64, Encoding};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use rand::{TryRng, rngs::SysRng};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -28,6 +27,19 @@ use crate::id::Fingerprint;
 /// assert_eq!(format!("{key:?}"), format!("KeyMaterial({})", key.fingerprint()));
 /// # Ok::<(), byokv::Error>(())
 /// ```
+///
+/// The bytes come out by [`expose_bytes`](Self::expose_bytes) alone, and every way in checks them:
+/// there is no serde in either direction.
+///
+/// ```compile_fail,E0277
+/// fn written_out<T: serde::Serialize>() {}
+/// written_out::<byokv::KeyMaterial>();
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn made_unchecked<T: serde::de::DeserializeOwned>() {}
+/// made_unchecked::<byokv::KeyMaterial>();
+/// ```
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct KeyMaterial(Box<[u8; 32]>);
 
@@ -39,11 +51,29 @@ impl KeyMaterial {
     /// Takes 32 fresh bytes from the operating system's random source.
     ///
     /// # Errors
-    /// [`Error::RandomUnavailable`].
+    /// [`Error::RandomUnavailable`] if there is none, or if it gives bytes that are plainly not
+    /// random.
     pub fn generate() -> Result<Self> {
-        let mut material = Self::zeroed();
-        random(material.0.as_mut_slice())?;
-        Ok(material)
+        Self::generate_by(random)
+    }
+
+    /// A good source gives implausible bytes less than once in 10¹² draws, so a second draw in a
+    /// row that is implausible shows that the source is broken.
+    fn generate_by(mut draw: impl FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let mut draws = 0;
+        loop {
+            let mut material = Self::zeroed();
+            draw(material.0.as_mut_slice())?;
+            draws += 1;
+            match implausible(&material.0) {
+                None => return Ok(material),
+                Some(why) if draws == 2 => {
+                    let why = format!("what it gave is plainly not random: {why}");
+                    return Err(Error::RandomUnavailable { why });
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// Reads exactly what `openssl rand -base64 32` prints: 43 symbols of the standard
@@ -142,7 +172,20 @@ impl KeyMaterial {
         Some(material)
     }
 
-    pub(crate) fn expose(&self) -> &[u8; 32] {
+    /// Lends the 32 secret bytes. Meant for a [`RootKeyProvider`](crate::RootKeyProvider), which
+    /// has to hand the keyring's single-use key to whatever wraps it. Copies that the caller makes
+    /// are the caller's to wipe.
+    ///
+    /// ```
+    /// # use byokv::KeyMaterial;
+    /// let key = KeyMaterial::generate()?;
+    /// let mut copy = *key.expose_bytes();
+    /// let back = KeyMaterial::from_bytes(&mut copy)?; // checked, and wiped in `copy`
+    /// assert_eq!((back.fingerprint(), copy), (key.fingerprint(), [0; 32]));
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn expose_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -182,21 +225,6 @@ impl FromStr for Fingerprint {
 impl fmt::Debug for KeyMaterial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyMaterial({})", self.fingerprint())
-    }
-}
-
-/// Only ever into and out of sealed bytes, see `sealed`.
-impl Serialize for KeyMaterial {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0.as_slice())
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyMaterial {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = Zeroizing::new(Vec::<u8>::deserialize(deserializer)?);
-        let wrong_length = || serde::de::Error::invalid_length(bytes.len(), &"32 bytes");
-        Self::from_slice(&bytes).ok_or_else(wrong_length)
     }
 }
 
@@ -272,7 +300,7 @@ mod tests {
     fn takes_what_openssl_prints() {
         for end in ["", "\n", "\r\n"] {
             let key = KeyMaterial::from_base64(&format!("{GOOD}{end}")).unwrap();
-            assert_eq!(Base64::encode_string(key.expose()), GOOD);
+            assert_eq!(Base64::encode_string(key.expose_bytes()), GOOD);
         }
     }
 
@@ -335,9 +363,31 @@ mod tests {
     fn generated_keys_differ_and_are_plausible() {
         for _ in 0..1000 {
             let (a, b) = (KeyMaterial::generate().unwrap(), KeyMaterial::generate().unwrap());
-            assert_ne!(a.expose(), b.expose());
-            assert_eq!(implausible(a.expose()), None);
+            assert_ne!(a.expose_bytes(), b.expose_bytes());
+            assert_eq!(implausible(a.expose_bytes()), None);
         }
+    }
+
+    #[test]
+    fn a_broken_random_source_is_noticed() {
+        let mut draws = 0;
+        let broken = KeyMaterial::generate_by(|bytes| {
+            draws += 1;
+            bytes.fill(0);
+            Ok(())
+        });
+        let refused = broken.unwrap_err();
+        assert!(matches!(&refused, Error::RandomUnavailable { why } if why.contains("not random")));
+        assert_eq!(draws, 2);
+        let mut unlucky = true;
+        let key = KeyMaterial::generate_by(|bytes| match std::mem::take(&mut unlucky) {
+            true => {
+                bytes.fill(0);
+                Ok(())
+            }
+            false => random(bytes),
+        });
+        assert_eq!(implausible(key.unwrap().expose_bytes()), None);
     }
 
     /// RFC 5869, test case 1, the expand step.
@@ -348,7 +398,7 @@ mod tests {
         let info: Vec<u8> = (0xf0..=0xf9).collect();
         let okm = KeyMaterial::take(&mut prk).derive(&[&info[..4], &info[4..]]);
         assert_eq!(
-            base16ct::lower::encode_string(okm.expose()),
+            base16ct::lower::encode_string(okm.expose_bytes()),
             "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
         );
     }

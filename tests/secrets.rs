@@ -9,8 +9,13 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use byokv::{Error, KeyMaterial, OrgPolicy, RootKey, Store};
-use common::{Place, filled, key_text, material};
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::{Aead, KeyInit, Payload};
+use byokv::{
+    Error, Fingerprint, KeyMaterial, KeyMaterialError, KeyVersion, OrgPolicy, RootKey,
+    RootKeyProvider, Store,
+};
+use common::{Place, check_filled, filled, key_text, material};
 
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -143,6 +148,80 @@ fn a_root_key_comes_from_the_environment() {
     assert!(
         matches!(&refused, Error::RootKeyUnavailable { why } if why.contains("CARGO_MANIFEST_DIR"))
     );
+}
+
+/// A provider as somebody outside writes one: it wraps by what is public.
+struct Elsewhere {
+    key: KeyMaterial,
+}
+
+impl Elsewhere {
+    const LABEL: &[u8] = b"wrapped elsewhere";
+
+    fn cipher(&self) -> Aes256Gcm {
+        Aes256Gcm::new(self.key.expose_bytes().into())
+    }
+}
+
+impl RootKeyProvider for Elsewhere {
+    fn fingerprint(&self) -> Fingerprint {
+        self.key.fingerprint()
+    }
+
+    fn wrap(&self, key: &KeyMaterial) -> byokv::Result<Vec<u8>> {
+        let nonce = *KeyMaterial::generate()?.expose_bytes().first_chunk::<12>().unwrap();
+        let payload = Payload { msg: key.expose_bytes(), aad: Self::LABEL };
+        let sealed = self.cipher().encrypt(&nonce.into(), payload).unwrap();
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    fn unwrap(&self, wrapped: &[u8]) -> byokv::Result<Option<KeyMaterial>> {
+        let Some((nonce, sealed)) = wrapped.split_first_chunk::<12>() else { return Ok(None) };
+        let payload = Payload { msg: sealed, aad: Self::LABEL };
+        let Ok(bytes) = self.cipher().decrypt(nonce.into(), payload) else { return Ok(None) };
+        let Ok(mut bytes) = <[u8; 32]>::try_from(bytes) else { return Ok(None) };
+        KeyMaterial::from_bytes(&mut bytes).map(Some)
+    }
+}
+
+/// What a provider needs is a named call, not a serialization of the key.
+#[test]
+fn a_provider_wraps_with_the_public_calls_alone() {
+    let place = Place::new();
+    let key = key_text();
+    let root = || RootKey::from_provider(Elsewhere { key: material(&key) });
+    let store = Store::open(place.data(), root()).unwrap();
+    drop(filled(&store, "acme", 20));
+    store.close().unwrap();
+    let store = Store::open(place.data(), root()).unwrap();
+    check_filled(&store.org("acme").unwrap(), 20);
+    store.close().unwrap();
+    let keyring = fs::read(place.data().join("keyring")).unwrap();
+    assert!(!keyring.windows(32).any(|bytes| bytes == material(&key).expose_bytes()));
+}
+
+/// Reproduced before: JSON of 32 zeros was taken for key material and could be provisioned. That
+/// there is no serde any more is shown by the doctests of `KeyMaterial`.
+#[test]
+fn bytes_that_are_plainly_not_random_come_in_by_no_door() {
+    let refused = |outcome: byokv::Result<KeyMaterial>| match outcome {
+        Err(Error::KeyMaterial(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(KeyMaterial::from_bytes(&mut [0; 32])), KeyMaterialError::AllAlike);
+    let zeros = format!("{}=", "A".repeat(43));
+    assert_eq!(refused(KeyMaterial::from_base64(&zeros)), KeyMaterialError::AllAlike);
+}
+
+/// What is read from JSON is held to the rules that hold for what is set.
+#[test]
+fn what_is_read_as_json_is_checked() {
+    let policy = OrgPolicy::byok().with_rotation_after_records(77);
+    let text = serde_json::to_string(&policy).unwrap();
+    assert_eq!(serde_json::from_str::<OrgPolicy>(&text).unwrap(), policy);
+    assert!(serde_json::from_str::<OrgPolicy>(&text.replace("77", "0")).is_err());
+    assert_eq!(serde_json::from_str::<KeyVersion>("2").unwrap().get(), 2);
+    assert!(serde_json::from_str::<KeyVersion>("0").is_err());
 }
 
 /// The data directory and what lies in it are for its owner alone.

@@ -55,7 +55,7 @@ impl Head {
     }
 
     fn cipher(&self, key: &KeyMaterial) -> Aes256Gcm {
-        Aes256Gcm::new(key.derive(&[KEY_LABEL, &self.encode()]).expose().into())
+        Aes256Gcm::new(key.derive(&[KEY_LABEL, &self.encode()]).expose_bytes().into())
     }
 
     /// In clear before each chunk, and its associated data. What it says serves to tell faults

@@ -48,9 +48,9 @@ impl Sealed {
 impl SuiteKey {
     pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Self {
         match suite {
-            Suite::Xaes256Gcm => Self::Xaes256Gcm(Arc::new(Xaes256Gcm::new(key.expose()))),
+            Suite::Xaes256Gcm => Self::Xaes256Gcm(Arc::new(Xaes256Gcm::new(key.expose_bytes()))),
             Suite::XChaCha20Poly1305 => {
-                Self::XChaCha20Poly1305(Arc::new(XChaCha20Poly1305::new(key.expose())))
+                Self::XChaCha20Poly1305(Arc::new(XChaCha20Poly1305::new(key.expose_bytes())))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
+mod encoding;
 #[cfg(feature = "backup")]
 mod restore;
 pub(crate) mod root;
@@ -27,6 +28,7 @@ pub(crate) struct Keyring {
     /// Random identity of the store: parts of two stores never fit together.
     pub(crate) store: OrgId,
     /// Source of the keys for mark, audit log and certificates.
+    #[serde(with = "encoding::material")]
     pub(crate) secret: KeyMaterial,
     /// Rises by one with each replacement of the file.
     pub(crate) generation: u64,
@@ -96,6 +98,7 @@ pub(crate) struct VersionEntry {
     pub(crate) origin: Origin,
     pub(crate) state: KeyState,
     pub(crate) fingerprint: Fingerprint,
+    #[serde(with = "encoding::optional_material")]
     pub(crate) material: Option<KeyMaterial>,
     /// Milliseconds since 1970.
     pub(crate) created: u64,

@@ -24,6 +24,9 @@ const TAG_LEN: usize = 16;
 const SUM_LEN: usize = 32;
 
 /// Wraps 32-byte keys, wherever the wrapping key lives: in this process, an HSM, a cloud KMS.
+///
+/// [`KeyMaterial::expose_bytes`] gives the bytes to wrap, [`KeyMaterial::from_bytes`] takes back
+/// what was unwrapped.
 pub trait RootKeyProvider: Send + Sync {
     /// Public identity of the wrapping key; another key has another one.
     fn fingerprint(&self) -> Fingerprint;
@@ -160,7 +163,7 @@ impl RootKeyProvider for InMemory {
     }
 
     fn wrap(&self, key: &KeyMaterial) -> Result<Vec<u8>> {
-        sealed::seal_bytes(&self.key(), WRAP_LABEL, key.expose())
+        sealed::seal_bytes(&self.key(), WRAP_LABEL, key.expose_bytes())
     }
 
     fn unwrap(&self, wrapped: &[u8]) -> Result<Option<KeyMaterial>> {
@@ -233,7 +236,7 @@ fn encode(root: &RootKey, keyring: &Keyring) -> Result<Vec<u8>> {
     material::random(&mut nonce)?;
     let mut body = sealed::encode(keyring);
     #[allow(clippy::expect_used)]
-    let tag = Aes256Gcm::new(key.expose().into())
+    let tag = Aes256Gcm::new(key.expose_bytes().into())
         .encrypt_inout_detached((&nonce).into(), &file, body.as_mut_slice().into())
         .expect("no keyring is near the cipher's limit of 64 GiB");
     file.extend_from_slice(&nonce);
@@ -271,7 +274,7 @@ fn decode(file: &[u8], root: &RootKey) -> Result<Keyring, Fault> {
     let forged = || Fault::Damaged("the keyring is not authentic: its tag does not fit");
     let key = root.0.unwrap(wrapped).map_err(Fault::Other)?.ok_or_else(forged)?;
     let mut body = Zeroizing::new(body.to_vec());
-    Aes256Gcm::new(key.expose().into())
+    Aes256Gcm::new(key.expose_bytes().into())
         .decrypt_inout_detached(nonce.into(), ad, body.as_mut_slice().into(), tag.into())
         .map_err(|_| forged())?;
     sealed::decode(&body).ok_or(Fault::Damaged(

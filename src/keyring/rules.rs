@@ -18,12 +18,35 @@ use crate::id::{Due, KeyState, Suite};
 /// assert!(paying.may_bring_key() && !standard.may_bring_key());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct OrgPolicy {
     may_bring_key: bool,
     suite: Suite,
     retire: RetirePolicy,
     rotate_after: RotateAfter,
     names: NamePolicy,
+}
+
+/// An [`OrgPolicy`] as it is read, whose limits may be beyond what is allowed.
+#[derive(Deserialize)]
+#[serde(rename = "OrgPolicy")]
+struct Unchecked {
+    may_bring_key: bool,
+    suite: Suite,
+    retire: RetirePolicy,
+    rotate_after: RotateAfter,
+    names: NamePolicy,
+}
+
+impl TryFrom<Unchecked> for OrgPolicy {
+    type Error = Error;
+
+    fn try_from(read: Unchecked) -> Result<Self> {
+        let Unchecked { may_bring_key, suite, retire, rotate_after, names } = read;
+        let policy = Self { may_bring_key, suite, retire, rotate_after, names };
+        policy.check()?;
+        Ok(policy)
+    }
 }
 
 /// How the names of an org's records are stored, from the org's creation on.
@@ -338,6 +361,15 @@ mod tests {
         assert_eq!(limits.due(seconds(8), 8, 6), Some(Due::Records));
         assert_eq!(limits.due(seconds(8), 7, 7), Some(Due::Bytes));
         assert_eq!(RotateAfter::default().due(Duration::MAX, u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn a_policy_that_is_read_is_checked_like_one_that_is_set() {
+        let policy = OrgPolicy::byok().with_rotation_after_records(77);
+        let text = serde_json::to_string(&policy).unwrap();
+        assert_eq!(serde_json::from_str::<OrgPolicy>(&text).unwrap(), policy);
+        let text = text.replace("77", "0");
+        assert!(serde_json::from_str::<OrgPolicy>(&text).is_err(), "{text}");
     }
 
     #[test]

@@ -121,7 +121,10 @@ fn an_encoded_keyring_comes_back_whole() {
     let bytes = crate::sealed::encode(&ring.duplicate());
     let back: Keyring = crate::sealed::decode(&bytes).unwrap();
     assert_eq!(crate::sealed::encode(&back), bytes);
-    assert_eq!(back.org("acme").unwrap().newest().material.as_ref().unwrap().expose(), &[2; 32]);
+    assert_eq!(
+        back.org("acme").unwrap().newest().material.as_ref().unwrap().expose_bytes(),
+        &[2; 32]
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Keyring;
+use super::{Keyring, encoding};
 use crate::id::{OrgId, TokenId};
 use crate::material::KeyMaterial;
 
@@ -27,6 +27,7 @@ pub(crate) struct LiveToken {
     /// Milliseconds since 1970, as in the token.
     pub(crate) expires: u64,
     /// X25519 private key.
+    #[serde(with = "encoding::material")]
     pub(crate) private: KeyMaterial,
 }
 
@@ -238,7 +239,7 @@ mod tests {
         ring.use_token(id(2), 50);
         let bytes = crate::sealed::encode(&ring.duplicate());
         let back: Keyring = crate::sealed::decode(&bytes).unwrap();
-        assert_eq!(back.token(id(1)).unwrap().private.expose(), &[9; 32]);
+        assert_eq!(back.token(id(1)).unwrap().private.expose_bytes(), &[9; 32]);
         assert_eq!(refusal(&back, 2), ImportError::Used { token: id(2), used_unix_ms: 50 });
     }
 }

@@ -50,12 +50,14 @@ fn last_block(value: &[u8]) -> [u8; 16] {
 
 impl Prints {
     pub(super) fn new(key: &KeyMaterial, label: &[u8]) -> Self {
-        let cipher = |name: &[u8]| Aes256::new(key.derive(&[label, name]).expose().into());
+        let cipher = |name: &[u8]| Aes256::new(key.derive(&[label, name]).expose_bytes().into());
         let places = key.derive(&[label, b" places"]);
         Self {
             masks: cipher(b" prints"),
             trailers: cipher(b" trailers"),
-            places: SipHasher24::new_with_key(places.expose().first_chunk().unwrap_or(&[0; 16])),
+            places: SipHasher24::new_with_key(
+                places.expose_bytes().first_chunk().unwrap_or(&[0; 16]),
+            ),
         }
     }
 
