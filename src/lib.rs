@@ -52,6 +52,7 @@ mod rotation;
 mod sealed;
 mod storage;
 mod store;
+mod text;
 mod time;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};

@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("id", 0),
     ("error", 0),
     ("observe", 0),
+    ("text", 0),
     ("time", 0),
     ("process", 1),
     ("failpoint", 0),

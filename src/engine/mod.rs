@@ -31,6 +31,7 @@ use crate::failpoint;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
+use crate::text::printable;
 
 pub(crate) use certify::Claim;
 use durability::Durability;
@@ -266,28 +267,6 @@ impl OrgKeys {
     }
 }
 
-/// A name for messages: control characters and bytes that are no UTF-8 escaped, cut to 256
-/// characters.
-pub(crate) fn printable(name: &[u8]) -> String {
-    const LIMIT: usize = 256;
-    let mut text = String::new();
-    for chunk in name.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() {
-                text.extend(c.escape_default());
-            } else {
-                text.push(c);
-            }
-        }
-        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
-    }
-    if let Some((end, _)) = text.char_indices().nth(LIMIT) {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
-}
-
 pub(crate) fn check_name(name: &[u8]) -> Result<()> {
     if name.is_empty() || name.len() > MAX_NAME_LEN {
         return Err(Error::NameLength { len: name.len(), limit: MAX_NAME_LEN });
@@ -322,12 +301,5 @@ pub(crate) mod tests {
         let options = EngineOptions { sled, create: true, accept_rollback: false };
         let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
         Engine::open(dir, root, &options).unwrap()
-    }
-
-    #[test]
-    fn names_print_escaped_and_cut() {
-        assert_eq!(printable(b"a/\xc3\xa4"), "a/ä");
-        assert_eq!(printable(b"a\n\xff"), "a\\n\\xff");
-        assert_eq!(printable(&[b'x'; 300]).chars().count(), 257);
     }
 }

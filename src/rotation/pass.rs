@@ -8,12 +8,13 @@ use std::sync::Arc;
 use super::job::{Amount, Chunk, Done, Job, Kind};
 use super::spans::{self, Spans, Walk};
 use super::thread::let_others_go_first;
-use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot, printable};
+use crate::engine::{Engine, Moved, OrgKeys, OrgState, Slot};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Drained;
 use crate::id::{KeyState, KeyVersion, OrgId, Suite};
 use crate::storage::{Key, Range, Space, Stored, prefix_range};
+use crate::text::printable;
 
 /// Bytes of envelopes that end a chunk.
 const CHUNK_BYTES: usize = 1 << 20;

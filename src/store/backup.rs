@@ -21,7 +21,7 @@ use crate::audit::AuditEvent;
 use crate::backup::{
     BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
 };
-use crate::engine::{Engine, OrgState, Watch, printable};
+use crate::engine::{Engine, OrgState, Watch};
 use crate::envelope::Value;
 use crate::error::{BackupError, Error, Result};
 use crate::failpoint;
@@ -29,6 +29,7 @@ use crate::id::OrgId;
 use crate::keyring::Keyring;
 use crate::material::KeyMaterial;
 use crate::org::Org;
+use crate::text::printable;
 use crate::time::now_unix_ms;
 
 type Tell<'a> = dyn FnMut(&str, u64) + 'a;
