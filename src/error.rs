@@ -66,11 +66,11 @@ pub enum Error {
     /// The text or bytes are no acceptable key material.
     #[error("not acceptable as key material: {0}; nothing was changed")]
     KeyMaterial(#[from] KeyMaterialError),
-    /// With the feature `fips`: the suite is not approved by FIPS 140-3.
+    /// In FIPS mode: the suite is not approved by FIPS 140-3.
     #[error(
-        "org \"{org}\": this build has the feature `fips`, and {suite} is not approved by FIPS \
-         140-3; nothing was changed; use XAES-256-GCM: an org that has another suite changes it \
-         in a build without `fips` first"
+        "org \"{org}\": the store is open in FIPS mode, and {suite} is not approved by FIPS 140-3; \
+         nothing was changed; use XAES-256-GCM: change the suite of an org that has another one \
+         without FIPS mode first"
     )]
     SuiteNotApproved {
         /// The org.
@@ -78,11 +78,22 @@ pub enum Error {
         /// The suite that it has, or was to have.
         suite: Suite,
     },
-    /// With the feature `fips`: the ciphers are not those of aws-lc's FIPS module.
+    /// The suite belongs to a feature that this build does not have.
     #[error(
-        "this build has the feature `fips`, but not aws-lc's FIPS module; the data directory was \
-         not touched; build it with `--features fips,aws-lc-rs/fips`, or depend on aws-lc-rs with \
-         its feature `fips`"
+        "org \"{org}\": this build cannot seal or open with {suite}; nothing was changed; use a \
+         build with the feature `aegis`, or change the org's suite in such a build first"
+    )]
+    SuiteNotBuilt {
+        /// The org.
+        org: String,
+        /// The suite that it has, or was to have.
+        suite: Suite,
+    },
+    /// FIPS mode was asked for, and the ciphers are not those of aws-lc's FIPS module.
+    #[error(
+        "FIPS mode was asked for, and this build does not have aws-lc's FIPS module; the data \
+         directory was not touched; build with the feature `fips` and depend on aws-lc-rs with its \
+         feature `fips`"
     )]
     FipsModuleMissing,
     /// What [`process::lock_memory`](crate::process::lock_memory) was refused.
@@ -444,6 +455,7 @@ impl Error {
                 | Self::ValueTooLarge { .. }
                 | Self::InvalidOption { .. }
                 | Self::SuiteNotApproved { .. }
+                | Self::SuiteNotBuilt { .. }
                 | Self::FipsModuleMissing
         )
     }

@@ -19,9 +19,9 @@ pub fn header_decode(bytes: &[u8]) {
 
 /// Bytes as an envelope, then as a value and its name.
 pub fn envelope_open(bytes: &[u8]) {
-    let suite = Suite::ALL[usize::from(bytes.first().is_some_and(|byte| byte & 1 == 1))];
+    let suite = Suite::ALL[bytes.first().map_or(0, |byte| usize::from(*byte) % Suite::ALL.len())];
     let header = Header { suite, org: OrgId::from_bytes([1; 16]), version: KeyVersion::FIRST };
-    let key = header.key(&KeyMaterial::take(&mut [2; 32]));
+    let Some(key) = header.key(&KeyMaterial::take(&mut [2; 32])) else { return };
     assert!(envelope::open(&key, b"name", bytes).is_err());
     let (name, value) = bytes.split_at(bytes.len() / 3);
     if let Ok(sealed) = envelope::seal(&key, &header, name, value) {
@@ -38,10 +38,10 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Of the org's first version.
-    pub fn new(suite: Suite, material: &KeyMaterial) -> Self {
+    /// Returns a key of an org's first version; `None` if this build does not have the suite.
+    pub fn new(suite: Suite, material: &KeyMaterial) -> Option<Self> {
         let header = Header { suite, org: OrgId::from_bytes([1; 16]), version: KeyVersion::FIRST };
-        Self { key: header.key(material), header }
+        header.key(material).map(|key| Self { key, header })
     }
 
     /// As `Org::put` does before it writes.

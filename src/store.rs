@@ -69,7 +69,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::OrgExists`], [`Error::InvalidOrgName`], [`Error::InvalidOption`],
-    /// [`Error::RandomUnavailable`]; with the feature `fips` [`Error::SuiteNotApproved`]; disk
+    /// [`Error::RandomUnavailable`]; [`Error::SuiteNotBuilt`]; in FIPS mode [`Error::SuiteNotApproved`]; disk
     /// errors of the machine.
     pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
         let state = self.engine.create_org(name, policy)?;

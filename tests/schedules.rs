@@ -205,7 +205,9 @@ fn operate(store: &Store, rng: &mut Rng, keys: &mut Vec<String>) {
             keys.push(key_text());
             admin.provision("acme", material(keys.last().unwrap())).map(drop)
         }
-        3 => admin.change_suite("acme", Suite::ALL[usize::from(rng.below(2) == 1)]).map(drop),
+        3 => {
+            admin.change_suite("acme", Suite::ALL[usize::try_from(rng.below(3)).unwrap()]).map(drop)
+        }
         4..6 => admin.suspend("acme").map(drop),
         6 => {
             resume(store, keys);

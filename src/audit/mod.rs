@@ -283,7 +283,7 @@ impl Notary {
     pub(crate) fn new(secret: &KeyMaterial) -> Self {
         let entries = secret.derive(&[b"byokv audit v1"]);
         Self {
-            entries: SuiteKey::new(Suite::default(), &entries),
+            entries: SuiteKey::xaes(&entries),
             certificates: secret.derive(&[b"byokv certificate v1"]),
         }
     }

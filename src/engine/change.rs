@@ -218,6 +218,7 @@ impl Engine {
     pub(crate) fn change_suite(&self, org: &OrgState, suite: Suite) -> Result<Suite> {
         self.check_open()?;
         let from = self.change(None, |keyring, drafts| {
+            keyring.check_suite(&org.name, suite)?;
             let from = keyring.org_mut(org.id, &org.name)?.change_suite(suite)?;
             let event = AuditEvent::SuiteChanged { from, to: suite };
             drafts.push(Draft::new(event).org(&org.name, org.id));

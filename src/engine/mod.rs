@@ -194,9 +194,9 @@ impl Engine {
 impl OrgKeys {
     /// Seals under the active version.
     pub(crate) fn seal(&self, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
-        let (slot, header) = (self.sealing()?, self.sealing_header());
-        let envelope = envelope::seal(slot.key(self.suite), &header, name, value)?;
-        slot.counters.sealed();
+        let (key, counters) = self.sealing_key()?;
+        let envelope = envelope::seal(key, &self.sealing_header(), name, value)?;
+        counters.sealed();
         Ok(envelope)
     }
 
@@ -216,12 +216,12 @@ impl OrgKeys {
             Ok(opening) => opening,
             Err(error) => return Ok(Err(error)),
         };
-        let (slot, header) = (self.sealing()?, self.sealing_header());
-        let to = (slot.key(self.suite), &header);
+        let (to, sealed) = self.sealing_key()?;
+        let to = (to, &self.sealing_header());
         Ok(match envelope::reseal((from, stored), to, name)? {
             Ok(envelope) => {
                 counters.opened();
-                slot.counters.sealed();
+                sealed.sealed();
                 Ok(envelope)
             }
             Err(fault) => {
@@ -298,7 +298,8 @@ pub(crate) mod tests {
             segment_bytes: 512 << 10,
             flush_interval: Duration::from_secs(1),
         };
-        let options = EngineOptions { sled, create: true, accept_rollback: false };
+        let options =
+            EngineOptions { sled, create: true, accept_rollback: false, fips_mode: false };
         let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
         Engine::open(dir, root, &options).unwrap()
     }

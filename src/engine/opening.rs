@@ -30,14 +30,17 @@ pub(crate) struct EngineOptions {
     pub(crate) create: bool,
     /// Open although a part went back in time.
     pub(crate) accept_rollback: bool,
+    /// Values are sealed by the FIPS module only, under approved suites only.
+    pub(crate) fips_mode: bool,
 }
 
 impl Engine {
     /// The root key is tried before anything is written, so a wrong one leaves the directory
     /// untouched.
     pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
-        #[cfg(feature = "fips")]
-        aws_lc_rs::try_fips_mode().map_err(|_| Error::FipsModuleMissing)?;
+        if options.fips_mode && !has_fips_module() {
+            return Err(Error::FipsModuleMissing);
+        }
         let file = KeyringFile::new(dir.join("keyring"));
         if !file.path().exists() && !options.create && !Self::any_database(dir) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
@@ -54,6 +57,7 @@ impl Engine {
             Some(keyring) => keyring,
             None => new_keyring(dir, root.fingerprint())?,
         };
+        let keyring = Keyring { fips_mode: options.fips_mode, ..keyring };
         keyring.check_suites()?;
         let database = dir.join(Keyring::database_name(keyring.database));
         let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
@@ -168,6 +172,14 @@ impl Engine {
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Returns true if the ciphers are those of aws-lc's FIPS module.
+fn has_fips_module() -> bool {
+    #[cfg(feature = "fips")]
+    return aws_lc_rs::try_fips_mode().is_ok();
+    #[cfg(not(feature = "fips"))]
+    false
 }
 
 /// Makes the directory and those above it that are missing, each durably.

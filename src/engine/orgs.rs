@@ -40,6 +40,9 @@ pub(crate) struct OrgKeys {
     pub(super) any_suspended: bool,
 }
 
+/// One key, ready for each suite that this build has, in the order of [`Suite::ALL`].
+type SuiteKeys = [Option<SuiteKey>; Suite::ALL.len()];
+
 /// One key version. Cloned from snapshot to snapshot, so counters and keys are shared.
 #[derive(Clone)]
 pub(crate) struct Slot {
@@ -50,7 +53,7 @@ pub(crate) struct Slot {
     pub(crate) held: bool,
     pub(crate) counters: Arc<VersionCounters>,
     /// Wiped when the last snapshot that has them, and the last operation using it, are gone.
-    keys: Option<[SuiteKey; Suite::ALL.len()]>,
+    keys: Option<SuiteKeys>,
     /// Likewise; none where names are clear.
     pub(super) name_key: Option<Arc<NameKey>>,
 }
@@ -58,15 +61,17 @@ pub(crate) struct Slot {
 /// A slot with its keys.
 #[derive(Clone, Copy)]
 pub(crate) struct Usable<'a> {
-    keys: &'a [SuiteKey; Suite::ALL.len()],
+    keys: &'a SuiteKeys,
     pub(crate) counters: &'a VersionCounters,
 }
 
 impl<'a> Usable<'a> {
-    pub(crate) fn key(self, suite: Suite) -> &'a SuiteKey {
+    /// Returns `None` for a suite that this build does not have.
+    fn key(self, suite: Suite) -> Option<&'a SuiteKey> {
         match suite {
-            Suite::Xaes256Gcm => &self.keys[0],
-            Suite::XChaCha20Poly1305 => &self.keys[1],
+            Suite::Xaes256Gcm => self.keys[0].as_ref(),
+            Suite::XChaCha20Poly1305 => self.keys[1].as_ref(),
+            Suite::Aegis256 => self.keys[2].as_ref(),
         }
     }
 }
@@ -172,6 +177,14 @@ impl OrgKeys {
         })
     }
 
+    /// The key that seals now, under the org's suite.
+    pub(super) fn sealing_key(&self) -> Result<(&SuiteKey, &VersionCounters)> {
+        let usable = self.sealing()?;
+        let (org, suite) = (self.name.to_string(), self.suite);
+        let key = usable.key(suite).ok_or(Error::SuiteNotBuilt { org, suite })?;
+        Ok((key, usable.counters))
+    }
+
     /// Refuses what writes while the key is suspended that seals; that goes for deletions too.
     pub(crate) fn check_sealing(&self) -> Result<()> {
         self.sealing().map(drop)
@@ -194,7 +207,11 @@ impl OrgKeys {
                     tracing::error!(org = %self.name, %version, "a record needs a held key");
                     usable.counters.would_have_failed();
                 }
-                Ok((usable.key(header.suite), usable.counters))
+                let Some(key) = usable.key(header.suite) else {
+                    let why = format!("its suite is {}, which this build lacks", header.suite);
+                    return Err(self.damaged(name, why));
+                };
+                Ok((key, usable.counters))
             }
             (None, KeyState::Retired) => {
                 Err(Error::KeyRetired { org: self.name.to_string(), version })
@@ -220,6 +237,6 @@ impl Slot {
     }
 }
 
-fn expand(org: OrgId, version: KeyVersion, material: &KeyMaterial) -> [SuiteKey; Suite::ALL.len()] {
+fn expand(org: OrgId, version: KeyVersion, material: &KeyMaterial) -> SuiteKeys {
     Suite::ALL.map(|suite| Header { suite, org, version }.key(material))
 }

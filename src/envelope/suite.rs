@@ -1,5 +1,7 @@
 //! The algorithms, and their keys ready for use.
 
+#[cfg(feature = "aegis")]
+mod aegis;
 #[cfg(feature = "aws-lc")]
 mod aws;
 #[cfg(any(test, not(feature = "aws-lc")))]
@@ -10,6 +12,8 @@ use std::sync::Arc;
 pub(crate) use super::nonce::{NONCE_LEN, Nonce};
 use crate::id::Suite;
 use crate::material::KeyMaterial;
+#[cfg(feature = "aegis")]
+use aegis::Aegis256;
 #[cfg(feature = "aws-lc")]
 use aws::{XChaCha20Poly1305, Xaes256Gcm};
 #[cfg(not(feature = "aws-lc"))]
@@ -22,6 +26,8 @@ pub(crate) const TAG_LEN: usize = 16;
 pub(crate) enum SuiteKey {
     Xaes256Gcm(Arc<Xaes256Gcm>),
     XChaCha20Poly1305(Arc<XChaCha20Poly1305>),
+    #[cfg(feature = "aegis")]
+    Aegis256(Arc<Aegis256>),
 }
 
 /// The tag does not fit: the key, nonce, associated data or ciphertext is another.
@@ -46,13 +52,24 @@ impl Sealed {
 }
 
 impl SuiteKey {
-    pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Self {
+    /// Returns `None` if this build does not have the suite.
+    pub(crate) fn new(suite: Suite, key: &KeyMaterial) -> Option<Self> {
         match suite {
-            Suite::Xaes256Gcm => Self::Xaes256Gcm(Arc::new(Xaes256Gcm::new(key.expose_bytes()))),
+            Suite::Xaes256Gcm => Some(Self::xaes(key)),
             Suite::XChaCha20Poly1305 => {
-                Self::XChaCha20Poly1305(Arc::new(XChaCha20Poly1305::new(key.expose_bytes())))
+                let key = XChaCha20Poly1305::new(key.expose_bytes());
+                Some(Self::XChaCha20Poly1305(Arc::new(key)))
             }
+            #[cfg(feature = "aegis")]
+            Suite::Aegis256 => Some(Self::Aegis256(Arc::new(Aegis256::new(key.expose_bytes())))),
+            #[cfg(not(feature = "aegis"))]
+            Suite::Aegis256 => None,
         }
+    }
+
+    /// A key of the suite that every build has, which seals what the store keeps of itself.
+    pub(crate) fn xaes(key: &KeyMaterial) -> Self {
+        Self::Xaes256Gcm(Arc::new(Xaes256Gcm::new(key.expose_bytes())))
     }
 
     /// Encrypts `buffer`. The nonce is consumed: one nonce, one message. With the feature `fips`
@@ -62,6 +79,8 @@ impl SuiteKey {
         let sealed = match self {
             Self::Xaes256Gcm(key) => key.seal(&mut nonce, ad, buffer),
             Self::XChaCha20Poly1305(key) => key.seal(&mut nonce, ad, buffer),
+            #[cfg(feature = "aegis")]
+            Self::Aegis256(key) => key.seal(&mut nonce, ad, buffer),
         };
         // The ciphers refuse only messages beyond 64 GiB; values end at 64 MiB. aws-lc also
         // where it gets no memory, as Rust's own allocator would.
@@ -82,6 +101,8 @@ impl SuiteKey {
         match self {
             Self::Xaes256Gcm(key) => key.open(nonce, ad, buffer, tag),
             Self::XChaCha20Poly1305(key) => key.open(nonce, ad, buffer, tag),
+            #[cfg(feature = "aegis")]
+            Self::Aegis256(key) => key.open(nonce, ad, buffer, tag),
         }
         .map_err(|Refused| TagMismatch)
     }
@@ -99,7 +120,7 @@ mod tests {
     }
 
     fn key(suite: Suite, bytes: [u8; 32]) -> SuiteKey {
-        SuiteKey::new(suite, &KeyMaterial::take(&mut { bytes }))
+        SuiteKey::new(suite, &KeyMaterial::take(&mut { bytes })).unwrap()
     }
 
     /// Seals with a given nonce, opens, and returns ciphertext ‖ tag.
@@ -203,9 +224,39 @@ mod tests {
         );
     }
 
+    /// RFC 10032, appendix A.3, with the tags of 128 bits. The vectors' nonces end in zeros, as ours.
+    #[cfg(feature = "aegis")]
+    #[test]
+    fn aegis_vectors() {
+        let (mut material, mut nonce) = ([0; 32], [0; 24]);
+        material[..2].copy_from_slice(&[0x10, 0x01]);
+        nonce[..3].copy_from_slice(&[0x10, 0x00, 0x02]);
+        let count = |len: u8| (0..len).collect::<Vec<_>>();
+        for (ad, plaintext, expected) in [
+            (
+                vec![],
+                vec![0; 16],
+                "754fc3d8c973246dcc6d741412a4b2363fe91994768b332ed7f570a19ec5896e",
+            ),
+            (vec![], vec![], "e3def978a0f054afd1e761d7553afba3"),
+            (
+                count(8),
+                count(32),
+                concat!(
+                    "f373079ed84b2709faee373584585d60accd191db310ef5d8b11833df9dec711",
+                    "8d86f91ee606e9ff26a01b64ccbdd91d"
+                ),
+            ),
+            (count(8), count(14), "f373079ed84b2709faee37358458c60b9c2d33ceb058f96e6dd03c215652"),
+        ] {
+            let key = (Suite::Aegis256, material);
+            assert_eq!(seal(key, nonce, &ad, &plaintext), hex(expected));
+        }
+    }
+
     #[test]
     fn a_mismatch_leaves_no_plaintext() {
-        for suite in Suite::ALL {
+        for suite in Suite::ALL.into_iter().filter(|suite| suite.is_available()) {
             let key = key(suite, [7; 32]);
             let mut buffer = *b"a value";
             let Sealed { nonce, tag } =
@@ -269,5 +320,7 @@ mod tests {
         fn wiped<T: ZeroizeOnDrop>() {}
         wiped::<Xaes256Gcm>();
         wiped::<XChaCha20Poly1305>();
+        #[cfg(feature = "aegis")]
+        wiped::<Aegis256>();
     }
 }

@@ -27,6 +27,9 @@ use tokens::Tokens;
 pub(crate) struct Keyring {
     /// Random identity of the store: parts of two stores never fit together.
     pub(crate) store: OrgId,
+    /// Only suites that FIPS 140-3 approves. Chosen at each opening, not stored.
+    #[serde(skip)]
+    pub(crate) fips_mode: bool,
     /// Source of the keys for mark, audit log and certificates.
     #[serde(with = "encoding::material")]
     pub(crate) secret: KeyMaterial,
@@ -127,6 +130,7 @@ impl Keyring {
         crate::material::random(&mut store)?;
         Ok(Self {
             store: OrgId::from_bytes(store),
+            fips_mode: false,
             secret: KeyMaterial::generate()?,
             generation: 0,
             syncs: 0,
@@ -192,13 +196,18 @@ impl Keyring {
         self.orgs.iter().find(|org| org.id == id)
     }
 
-    /// Whether this build may work with every org's suite.
+    /// Checks that this build, in its mode, may work with the suite.
+    pub(crate) fn check_suite(&self, org: &str, suite: Suite) -> Result<()> {
+        rules::check_suite(self.fips_mode, org, suite)
+    }
+
+    /// Checks that this build, in its mode, may work with every org's suite.
     pub(crate) fn check_suites(&self) -> Result<()> {
         let seen = self.orgs.iter().filter(|org| org.is_seen());
         let mut suites = seen.flat_map(|org| {
             std::iter::once(org.suite).chain(org.suite_before).map(|suite| (&org.name, suite))
         });
-        suites.try_for_each(|(name, suite)| rules::check_suite(name, suite))
+        suites.try_for_each(|(name, suite)| self.check_suite(name, suite))
     }
 
     /// The entry of a handle's org, to change it.
@@ -250,7 +259,7 @@ impl Keyring {
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint)?;
         let suite = policy.suite();
-        rules::check_suite(name, suite)?;
+        self.check_suite(name, suite)?;
         let version = KeyVersion::FIRST;
         let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
         self.orgs.push(OrgEntry {
@@ -350,7 +359,6 @@ impl OrgEntry {
         if self.suite_before.is_some() {
             return Err(self.conflict("a change of its suite is still under way"));
         }
-        rules::check_suite(&self.name, suite)?;
         let before = std::mem::replace(&mut self.suite, suite);
         self.suite_before = Some(before);
         Ok(before)

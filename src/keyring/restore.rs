@@ -119,7 +119,7 @@ impl Keyring {
         if origin == Origin::Customer && !history.policy.may_bring_key() {
             return Err(Error::NotEntitled { org: name.clone() });
         }
-        rules::check_suite(name, history.suite)?;
+        self.check_suite(name, history.suite)?;
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint)?;
         let mut ancestors = history.ancestors.clone();
@@ -223,11 +223,12 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "fips")]
-    fn with_fips_an_org_under_another_suite_is_not_restored() {
+    fn in_fips_mode_an_org_under_another_suite_is_not_restored() {
         let mut history = history();
         history.suite = Suite::XChaCha20Poly1305;
-        let refused = restore(&mut ring(9), &history, 3);
+        let mut ring = ring(9);
+        ring.fips_mode = true;
+        let refused = restore(&mut ring, &history, 3);
         assert!(matches!(refused, Err(Error::SuiteNotApproved { .. })), "{refused:?}");
     }
 

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::Keyring;
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, KeyMaterialError, Result};
-use crate::id::{Fingerprint, Suite};
+use crate::id::Fingerprint;
 use crate::material::{self, KeyMaterial};
 use crate::sealed;
 
@@ -153,7 +153,7 @@ struct InMemory {
 
 impl InMemory {
     fn key(&self) -> SuiteKey {
-        SuiteKey::new(Suite::Xaes256Gcm, &self.material.derive(&[b"byokv root wrap v1"]))
+        SuiteKey::xaes(&self.material.derive(&[b"byokv root wrap v1"]))
     }
 }
 

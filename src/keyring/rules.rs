@@ -248,10 +248,14 @@ impl OrgPolicy {
     }
 }
 
-/// With the feature `fips`, only what FIPS 140-3 approves.
-pub(crate) fn check_suite(org: &str, suite: Suite) -> Result<()> {
-    if cfg!(feature = "fips") && suite != Suite::Xaes256Gcm {
+/// Refuses a suite that this build does not have, and in FIPS mode every suite that FIPS 140-3 does
+/// not approve.
+pub(crate) fn check_suite(fips_mode: bool, org: &str, suite: Suite) -> Result<()> {
+    if fips_mode && suite != Suite::Xaes256Gcm {
         return Err(Error::SuiteNotApproved { org: org.to_owned(), suite });
+    }
+    if !suite.is_available() {
+        return Err(Error::SuiteNotBuilt { org: org.to_owned(), suite });
     }
     Ok(())
 }

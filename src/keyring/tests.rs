@@ -128,16 +128,16 @@ fn an_encoded_keyring_comes_back_whole() {
 }
 
 #[test]
-#[cfg(feature = "fips")]
-fn with_fips_no_org_has_or_gets_a_suite_that_is_not_approved() {
+fn in_fips_mode_no_org_has_or_gets_a_suite_that_is_not_approved() {
     fn refused<T>(result: Result<T>) -> bool {
         matches!(result, Err(Error::SuiteNotApproved { .. }))
     }
     let other = Suite::XChaCha20Poly1305;
     let mut ring = ring();
+    ring.fips_mode = true;
     let policy = OrgPolicy::byok().with_suite(other);
     assert!(refused(ring.create_org(OrgId::from_bytes([2; 16]), "b", policy, material(2), 5)));
-    assert!(refused(org_mut(&mut ring).unwrap().change_suite(other)));
+    assert!(refused(ring.check_suite("acme", other)));
     ring.check_suites().unwrap();
     // As a build without `fips` left it, in the middle of a change and after it.
     org_mut(&mut ring).unwrap().suite_before = Some(other);

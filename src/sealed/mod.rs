@@ -66,7 +66,6 @@ pub(crate) fn open_bytes(key: &SuiteKey, ad: &[u8], sealed: &[u8]) -> Option<Zer
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Suite;
     use crate::material::KeyMaterial;
 
     #[test]
@@ -80,8 +79,8 @@ mod tests {
 
     #[test]
     fn sealed_things_open_only_with_their_key_and_label() {
-        let key = SuiteKey::new(Suite::Xaes256Gcm, &KeyMaterial::take(&mut [1; 32]));
-        let other = SuiteKey::new(Suite::Xaes256Gcm, &KeyMaterial::take(&mut [2; 32]));
+        let key = SuiteKey::xaes(&KeyMaterial::take(&mut [1; 32]));
+        let other = SuiteKey::xaes(&KeyMaterial::take(&mut [2; 32]));
         let sealed = seal(&key, b"label", &7u32).unwrap();
         assert_eq!(open::<u32>(&key, b"label", &sealed), Some(7));
         assert_eq!(open::<u32>(&key, b"Label", &sealed), None);

@@ -33,6 +33,7 @@ pub struct Options {
     throttle: Option<Throttle>,
     create: bool,
     accept_rollback: bool,
+    fips_mode: bool,
 }
 
 impl Options {
@@ -49,6 +50,7 @@ impl Options {
             throttle: None,
             create: true,
             accept_rollback: false,
+            fips_mode: false,
         }
     }
 
@@ -133,6 +135,31 @@ impl Options {
         self
     }
 
+    /// Seals and opens values by aws-lc's FIPS module only, and only under the suite that FIPS 140-3
+    /// approves. The store does not open if this build does not have the module, or if an org has
+    /// another suite. The mode holds for this opening; it is not stored. Default no.
+    ///
+    /// The module is part of a build with the features `fips` of byokv and `fips` of aws-lc-rs.
+    /// `SECURITY.md` says what this certifies and what not.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let data = dir.path().join("data");
+    /// # use byokv::{Error, KeyMaterial, Options, RootKey};
+    /// let root = RootKey::from_material(KeyMaterial::generate()?);
+    /// match Options::new().fips_mode(true).open(data, root) {
+    ///     Ok(store) => println!("every value is sealed by the module: {}", store.id()),
+    ///     Err(Error::FipsModuleMissing) => println!("this build does not have the module"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn fips_mode(mut self, fips_mode: bool) -> Self {
+        self.fips_mode = fips_mode;
+        self
+    }
+
     /// Opens the store in `dir`, or makes it (mode 0700) with `root` as its root key. What was
     /// under way when it was last open goes on by itself.
     ///
@@ -140,9 +167,8 @@ impl Options {
     /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
     /// written but an empty `LOCK`, where there was none); [`Error::RolledBack`];
     /// [`Error::FileDamaged`], also where other files lie in `dir`; [`Error::StorageDamaged`],
-    /// [`Error::RootKeyUnavailable`], [`Error::RandomUnavailable`]; with the
-    /// feature `fips` [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the
-    /// machine.
+    /// [`Error::RootKeyUnavailable`], [`Error::RandomUnavailable`]; [`Error::SuiteNotBuilt`]; in FIPS mode
+    /// [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the machine.
     pub fn open(self, dir: impl AsRef<Path>, root: RootKey) -> Result<Store> {
         self.check()?;
         let options = EngineOptions {
@@ -153,6 +179,7 @@ impl Options {
             },
             create: self.create,
             accept_rollback: self.accept_rollback,
+            fips_mode: self.fips_mode,
         };
         let engine = Engine::open(dir.as_ref(), root, &options)?;
         let (rotations, worker) = Rotations::start(

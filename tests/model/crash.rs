@@ -33,7 +33,7 @@ impl World {
             };
             if status.suite != known.suite() {
                 assert!(matches!(op, Some(Op::ChangeSuite(who)) if who.index() == i));
-                (known.suite, known.suite_changing) = (1 - known.suite, true);
+                (known.suite, known.suite_changing) = (known.next_suite(), true);
             }
             if status.versions.len() > known.versions.len() {
                 assert_eq!(status.versions.len(), known.versions.len() + 1);

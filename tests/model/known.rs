@@ -91,6 +91,11 @@ impl KnownOrg {
         Suite::ALL[usize::from(self.suite)]
     }
 
+    /// The suite that a change goes to.
+    pub(crate) fn next_suite(&self) -> u8 {
+        (self.suite + 1) % 3
+    }
+
     pub(crate) fn policy(&self) -> OrgPolicy {
         let retire = match self.retire {
             Retire::Immediate => RetirePolicy::Immediate,

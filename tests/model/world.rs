@@ -418,9 +418,9 @@ impl World {
             }
             Op::ChangeSuite(who) => {
                 let known = &mut self.known.orgs[who.index()];
-                let other = Suite::ALL[usize::from(1 - known.suite)];
+                let other = Suite::ALL[usize::from(known.next_suite())];
                 match keys.change_suite(&name_of(who.index()), other) {
-                    Ok(_) => (known.suite, known.suite_changing) = (1 - known.suite, true),
+                    Ok(_) => (known.suite, known.suite_changing) = (known.next_suite(), true),
                     Err(Error::KeyConflict { .. }) => assert!(known.suite_changing),
                     Err(error) => panic!("{error}"),
                 }

@@ -39,6 +39,7 @@ impl Failure {
                 | Error::NameLength { .. }
                 | Error::NameDepth { .. }
                 | Error::SuiteNotApproved { .. }
+                | Error::SuiteNotBuilt { .. }
                 | Error::ValueTooLarge { .. }
                 | Error::InvalidOption { .. }
                 | Error::Backup(BackupError::OrgNotChosen { .. }) => 2,
@@ -95,6 +96,7 @@ impl Failure {
                 Error::AuditBroken { .. } => "audit_broken",
                 Error::RandomUnavailable { .. } => "random_unavailable",
                 Error::SuiteNotApproved { .. } => "suite_not_approved",
+                Error::SuiteNotBuilt { .. } => "suite_not_built",
                 Error::FipsModuleMissing => "fips_module_missing",
                 Error::MemoryNotLocked { .. } => "memory_not_locked",
                 Error::Bug { .. } => "bug",

@@ -88,6 +88,15 @@ struct Global {
         value_parser = clap::builder::BoolishValueParser::new()
     )]
     lock_memory: bool,
+    /// Open the store in FIPS mode; needs a build with aws-lc's FIPS module
+    #[arg(
+        long,
+        global = true,
+        env = "BYOKV_FIPS",
+        hide_env_values = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    fips: bool,
 }
 
 #[derive(Subcommand)]
@@ -251,7 +260,7 @@ impl Context {
             )));
         }
         // A rotation is what the tool is run for, and nobody else uses its store.
-        let options = Options::new().create(false).rotation_niceness(0);
+        let options = Options::new().create(false).rotation_niceness(0).fips_mode(self.global.fips);
         Ok(options.open(data, self.root_key()?)?)
     }
 

@@ -18,7 +18,6 @@ use super::database::{Database, OPENED_KEY};
 use super::prints::{self, Place, Prints};
 use crate::envelope::suite::{NONCE_LEN, SuiteKey, TAG_LEN};
 use crate::error::Result;
-use crate::id::Suite;
 use crate::material::KeyMaterial;
 use crate::sealed;
 
@@ -142,7 +141,7 @@ impl Digest {
         let seals = key.derive(&[LABEL, b" seals"]);
         Self {
             prints: Arc::new(Prints::new(key, LABEL)),
-            seals: SuiteKey::new(Suite::default(), &seals),
+            seals: SuiteKey::xaes(&seals),
             locks: Box::new([const { Mutex::new(()) }; LOCKS]),
             stripes: std::array::from_fn(|_| Mutex::default()),
             sum: AtomicU64::new(0),
