@@ -335,11 +335,9 @@ impl KeyAdmin {
         all.map(move |pair| {
             let (key, stored) = pair?;
             let why = "it is damaged in the database";
-            let certificate: Certificate = engine
-                .notary
-                .open(&key, &stored)
-                .ok_or(crate::Error::CertificateInvalid { why })?;
-            engine.notary.verify(&certificate).map(|()| certificate)
+            let certificate: Certificate =
+                engine.open_kept(&key, &stored)?.ok_or(crate::Error::CertificateInvalid { why })?;
+            engine.notary().verify(&certificate).map(|()| certificate)
         })
     }
 
@@ -348,7 +346,7 @@ impl KeyAdmin {
     /// # Errors
     /// [`Error::CertificateInvalid`](crate::Error::CertificateInvalid).
     pub fn verify_certificate(&self, certificate: &Certificate) -> Result<()> {
-        self.engine.notary.verify(certificate)
+        self.engine.notary().verify(certificate)
     }
 
     /// The audit log from its first entry, each checked against the one before and the last

@@ -5,13 +5,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::OrgId;
 use crate::material::KeyMaterial;
 use crate::sealed;
+
+/// What the mark's key is derived for.
+pub(crate) const KEY: &[u8] = b"byokv mark v1";
 
 const LABEL: &[u8] = b"byokv mark v1";
 const MAGIC: &[u8; 8] = b"byokvMK1";
@@ -66,7 +68,7 @@ pub(crate) struct Mark {
     store: OrgId,
     key: KeyMaterial,
     /// The slot that does not hold the newest position.
-    next: AtomicUsize,
+    next: usize,
 }
 
 impl Mark {
@@ -103,26 +105,28 @@ impl Mark {
         sealed::file::sync_dir(&path)?;
         let during = |e| Error::io(format!("reading {}", path.display()), e);
         let [first, second] = slots(&std::fs::read(&path).map_err(during)?, store, &key);
-        let next = AtomicUsize::new(usize::from(first > second));
-        Ok(Self { file, store, key, next })
+        Ok(Self { file, store, key, next: usize::from(first > second) })
     }
 
     pub(crate) fn encode(&self, position: Position) -> [u8; SLOT] {
         position.encode(self.store, &self.key)
     }
 
-    /// Writes and syncs the older slot. One thread at a time: who holds the position.
-    pub(crate) fn advance(&self, position: Position) -> Result<()> {
-        let slot = self.next.load(Ordering::Relaxed);
+    /// Writes and syncs the older slot.
+    pub(crate) fn advance(&mut self, position: Position) -> Result<()> {
+        self.write(&self.encode(position))?;
+        self.next = 1 - self.next;
+        Ok(())
+    }
+
+    fn write(&self, slot: &[u8; SLOT]) -> Result<()> {
         self.file
-            .write_all_at(&self.encode(position), OFFSETS[slot])
+            .write_all_at(slot, OFFSETS[self.next])
             .and_then(|()| {
                 failpoint::reach("mark.written", "");
                 self.file.sync_data()
             })
-            .map_err(|e| Error::io("writing the mark", e))?;
-        self.next.store(1 - slot, Ordering::Relaxed);
-        Ok(())
+            .map_err(|e| Error::io("writing the mark", e))
     }
 }
 
@@ -155,14 +159,14 @@ mod tests {
     fn the_newest_slot_counts_and_a_torn_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(load(dir.path()).unwrap(), None);
-        let mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        let mut mark = Mark::open(dir.path(), STORE, key()).unwrap();
         assert_eq!(load(dir.path()).unwrap(), None);
         for syncs in 1..=5 {
             mark.advance(at(syncs)).unwrap();
             assert_eq!(load(dir.path()).unwrap(), Some(at(syncs)));
         }
         // Opened again, it still goes over the older one, whatever the number.
-        let mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        let mut mark = Mark::open(dir.path(), STORE, key()).unwrap();
         mark.advance(at(7)).unwrap();
         mark.file.write_all_at(b"torn", OFFSETS[1] + 30).unwrap();
         assert_eq!(load(dir.path()).unwrap(), Some(at(5)));

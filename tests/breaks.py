@@ -224,7 +224,7 @@ BREAKS = [
      "--test invariants parts_from"),
     ("11 the mark runs ahead", "src/engine/durability.rs",
      '        failpoint::reach("sync.counted", "");\n',
-     '        state.mark.advance(next)?;\n        failpoint::reach("sync.counted", "");\n',
+     '        reached.mark.advance(next)?;\n        failpoint::reach("sync.counted", "");\n',
      "--test order the_mark"),
     ("12 a wrong root key is called damage", "src/keyring/root.rs",
      "    if expected != given {\n", "    if false {\n",

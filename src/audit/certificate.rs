@@ -75,6 +75,9 @@ pub struct Certificate {
     pub at_unix_ms: u64,
     /// Generation of the keyring that no longer holds the material.
     pub keyring_generation: u64,
+    /// Generation of the store's secret, from 1, that the authenticator was made with. A change of a
+    /// compromised root key makes the next one.
+    pub secret_generation: u32,
     /// The HMAC.
     #[serde(with = "base64_text")]
     pub authenticator: Vec<u8>,
@@ -226,6 +229,7 @@ mod tests {
             records_left: 0,
             at_unix_ms: 1_700_000_000_000,
             keyring_generation: 4,
+            secret_generation: 1,
             authenticator: Vec::new(),
         }
         .authenticate(&key(1))

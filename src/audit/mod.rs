@@ -268,6 +268,8 @@ impl Draft {
 
 /// Seals entries and certificates, and reads them back.
 pub(crate) struct Notary {
+    /// Of the store's secret.
+    generation: u32,
     entries: SuiteKey,
     certificates: KeyMaterial,
 }
@@ -280,11 +282,13 @@ pub(crate) type Head = (u64, [u8; 32]);
 pub(crate) type Link = (u64, Option<[u8; 32]>);
 
 impl Notary {
-    pub(crate) fn new(secret: &KeyMaterial) -> Self {
-        let entries = secret.derive(&[b"byokv audit v1"]);
+    /// Makes the notary of one generation of the store's secret, from which `derive` makes the key
+    /// for a purpose.
+    pub(crate) fn new(generation: u32, derive: impl Fn(&[u8]) -> KeyMaterial) -> Self {
         Self {
-            entries: SuiteKey::xaes(&entries),
-            certificates: secret.derive(&[b"byokv certificate v1"]),
+            generation,
+            entries: SuiteKey::xaes(&derive(b"byokv audit v1")),
+            certificates: derive(b"byokv certificate v1"),
         }
     }
 
@@ -322,7 +326,8 @@ impl Notary {
     }
 
     pub(crate) fn certify(&self, certificate: Certificate) -> Certificate {
-        certificate.authenticate(&self.certificates)
+        let secret_generation = self.generation;
+        Certificate { secret_generation, ..certificate }.authenticate(&self.certificates)
     }
 
     pub(crate) fn verify(&self, certificate: &Certificate) -> Result<()> {
@@ -353,7 +358,7 @@ mod tests {
     use super::*;
 
     fn notary() -> Notary {
-        Notary::new(&KeyMaterial::take(&mut [6; 32]))
+        Notary::new(1, |purpose| KeyMaterial::take(&mut [6; 32]).derive(&[purpose]))
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl Engine {
     ) -> Result<Option<Certificate>> {
         let Some(entry) = keyring.entry(claim.org) else { return Ok(None) };
         let Some(version) = entry.version(claim.version) else { return Ok(None) };
-        let certificate = self.notary.certify(Certificate {
+        let notary = self.notary();
+        let certificate = notary.certify(Certificate {
             kind: claim.kind,
             store: keyring.store,
             org: entry.name.clone(),
@@ -63,10 +64,11 @@ impl Engine {
             records_left: 0,
             at_unix_ms: now_unix_ms(),
             keyring_generation: keyring.generation,
+            secret_generation: 0,
             authenticator: Vec::new(),
         });
         let key = certificate.key();
-        let value = self.notary.seal(&key, &certificate)?;
+        let value = notary.seal(&key, &certificate)?;
         keyring.outbox.push(Owed { key, value });
         Ok(Some(certificate))
     }

@@ -59,7 +59,7 @@ impl Engine {
         let now = now_unix_ms();
         for draft in drafts {
             let head = (next.audit_entries, next.audit_hash);
-            let (key, value, head) = self.notary.append(head, draft, now)?;
+            let (key, value, head) = self.notary().append(head, draft, now)?;
             (next.audit_entries, next.audit_hash) = head;
             next.outbox.push(Owed { key, value });
         }

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -10,9 +10,8 @@ use crate::failpoint;
 use crate::mark::{Mark, Position};
 
 pub(super) struct Durability {
-    mark: Mark,
     rounds: GroupCommit,
-    position: Mutex<Position>,
+    reached: Mutex<Reached>,
     /// Of the position, for those who must not wait for a round that runs.
     syncs: AtomicU64,
     generation: AtomicU64,
@@ -21,17 +20,27 @@ pub(super) struct Durability {
     covered: AtomicU64,
 }
 
+/// How far the store has got. Locked throughout a sync.
+pub(super) struct Reached {
+    pub(super) mark: Mark,
+    pub(super) position: Position,
+}
+
 impl Durability {
     pub(super) fn new(mark: Mark, position: Position) -> Self {
         Self {
-            mark,
             rounds: GroupCommit::default(),
             generation: AtomicU64::new(position.generation),
             syncs: AtomicU64::new(position.syncs),
-            position: Mutex::new(position),
+            reached: Mutex::new(Reached { mark, position }),
             written: AtomicU64::new(0),
             covered: AtomicU64::new(0),
         }
+    }
+
+    /// Waits for a sync that is under way, and lets no other begin.
+    pub(super) fn reached(&self) -> MutexGuard<'_, Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,21 +89,21 @@ impl Engine {
     fn sync_round(&self) -> Result<()> {
         let state = &self.durability;
         let written = state.written.load(Ordering::Acquire);
-        let mut position = state.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reached = state.reached();
         let next = Position {
-            syncs: position.syncs + 1,
+            syncs: reached.position.syncs + 1,
             generation: state.generation.load(Ordering::Acquire),
         };
-        let encoded = state.mark.encode(next).to_vec();
+        let encoded = reached.mark.encode(next).to_vec();
         self.storage.put_position(encoded)?;
         failpoint::reach("sync.counted", "");
         self.storage.sync()?;
         failpoint::reach("sync.flushed", "");
-        if let Err(error) = state.mark.advance(next) {
+        if let Err(error) = reached.mark.advance(next) {
             return Err(self.storage.stop_writing(Error::SyncFailed { why: error.to_string() }));
         }
         failpoint::reach("sync.marked", "");
-        *position = next;
+        reached.position = next;
         state.syncs.store(next.syncs, Ordering::Release);
         state.covered.fetch_max(written, Ordering::AcqRel);
         Ok(())

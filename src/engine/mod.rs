@@ -10,6 +10,7 @@ mod lock;
 mod names;
 mod opening;
 mod orgs;
+mod own;
 mod residue;
 mod restore;
 #[cfg(feature = "backup")]
@@ -20,7 +21,7 @@ mod watch;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crossbeam::sync::ShardedLock;
 
@@ -53,7 +54,7 @@ pub const MAX_VALUE_LEN: usize = 64 << 20;
 
 pub(crate) struct Engine {
     pub(crate) storage: Box<dyn Storage>,
-    pub(crate) notary: Notary,
+    notary: RwLock<Notary>,
     dir: PathBuf,
     orgs: ShardedLock<HashMap<String, Arc<OrgState>>>,
     ring: Mutex<Ring>,
@@ -166,8 +167,9 @@ impl Engine {
 
     /// The audit entry after `at`; `end` is where the keyring says that the log ends.
     pub(crate) fn read_audit_entry(&self, at: Link, end: Head) -> Result<(AuditEntry, Head)> {
+        let notary = self.notary();
         let stored = self.storage.get(Space::System, &audit::entry_key(at.0 + 1))?;
-        let (entry, head) = self.notary.read(at, stored.as_deref())?;
+        let (entry, head) = notary.read(at, stored.as_deref())?;
         if head.0 == end.0 && head.1 != end.1 {
             let why = "it is not the last entry that the keyring knows";
             return Err(Error::AuditBroken { entry: head.0, why });

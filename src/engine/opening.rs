@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crossbeam::sync::ShardedLock;
 
@@ -12,15 +12,15 @@ use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
 use super::{Engine, OrgState, Ring};
-use crate::audit::{AuditEvent, Draft, Notary};
+use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::Fingerprint;
 use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
-use crate::mark::{Mark, Position};
+use crate::mark::{self, Mark, Position};
 use crate::sealed::file;
-use crate::storage::{SledOptions, SledStorage, Storage};
+use crate::storage::{self, SledOptions, SledStorage, Storage};
 use crate::time::now_unix_ms;
 
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl Engine {
         let keyring = Keyring { fips_mode: options.fips_mode, ..keyring };
         keyring.check_suites()?;
         let database = dir.join(Keyring::database_name(keyring.database));
-        let mark_key = keyring.secret.derive(&[b"byokv mark v1"]);
+        let mark_key = keyring.secret.derive(mark::KEY);
         let marked = Mark::load(dir, keyring.store, &mark_key)?;
         if keyring.syncs > 0 && !SledStorage::exists(&database) {
             let why = "it is missing, but the keyring knows of data in it; nothing was changed; \
@@ -76,7 +76,7 @@ impl Engine {
         if is_new {
             file.save(&root, &keyring)?;
         }
-        let digest_key = keyring.secret.derive(&[b"byokv digest v1"]);
+        let digest_key = keyring.secret.derive(storage::DIGEST_KEY);
         let accept = options.accept_rollback;
         let storage = SledStorage::open(&database, &options.sled, &digest_key, accept)?;
         let held = storage
@@ -97,8 +97,8 @@ impl Engine {
         }
         let position = newest(&keyring, held, marked);
         let keyring = Keyring { generation: position.generation, ..keyring };
-        let notary = Notary::new(&keyring.secret);
-        let mark = Mark::open(dir, keyring.store, mark_key)?;
+        let notary = super::own::notary_of(&keyring.secret);
+        let mut mark = Mark::open(dir, keyring.store, mark_key)?;
         // A crash left the mark one behind. Unless it catches up before the next sync, a crash in
         // that one leaves it two behind, which looks like an older copy. What was accepted stays
         // behind until that is audited.
@@ -115,7 +115,7 @@ impl Engine {
             .collect::<HashMap<_, _>>();
         let engine = Self {
             storage: Box::new(storage),
-            notary,
+            notary: RwLock::new(notary),
             dir: dir.to_owned(),
             orgs: ShardedLock::new(orgs),
             durability: Durability::new(mark, position),

@@ -3,7 +3,6 @@
 use super::{Engine, OrgKeys, OrgState};
 use crate::error::Result;
 use crate::id::{KeyState, KeyVersion, OrgId};
-use crate::storage::Space;
 
 fn usage_key(org: OrgId, version: KeyVersion) -> Vec<u8> {
     [b"usage/", &org.as_bytes()[..], &version.get().to_be_bytes()].concat()
@@ -16,8 +15,7 @@ impl Engine {
         if let Some(slot) = keys.slot(keys.active) {
             slot.counters.usage.add(value.len() as u64, |records, bytes| {
                 let key = usage_key(keys.org, keys.active);
-                let reserved = self.notary.seal(&key, &(records, bytes))?;
-                self.storage.put(Space::System, &key, Some(reserved))
+                self.keep(&key, &(records, bytes))
             })?;
         }
         Ok(envelope)
@@ -28,9 +26,7 @@ impl Engine {
         let keys = org.gate.snapshot();
         for slot in keys.slots.iter().filter(|slot| slot.state != KeyState::Retired) {
             let key = usage_key(org.id, slot.version);
-            if let Some(stored) = self.storage.get(Space::System, &key)?
-                && let Some((records, bytes)) = self.notary.open::<(u64, u64)>(&key, &stored)
-            {
+            if let Some((records, bytes)) = self.kept::<(u64, u64)>(&key)? {
                 slot.counters.usage.start_at(records, bytes);
             }
         }

@@ -5,6 +5,7 @@ mod encoding;
 mod restore;
 pub(crate) mod root;
 mod rules;
+mod secret;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -18,6 +19,7 @@ use crate::material::KeyMaterial;
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Newcomer, OrgHistory};
 pub use rules::{NamePolicy, OrgPolicy, RetirePolicy};
+pub(crate) use secret::StoreSecret;
 #[cfg(feature = "import")]
 pub(crate) use tokens::LiveToken;
 use tokens::Tokens;
@@ -30,9 +32,8 @@ pub(crate) struct Keyring {
     /// Only suites that FIPS 140-3 approves. Chosen at each opening, not stored.
     #[serde(skip)]
     pub(crate) fips_mode: bool,
-    /// Source of the keys for mark, audit log and certificates.
-    #[serde(with = "encoding::material")]
-    pub(crate) secret: KeyMaterial,
+    /// Source of the keys for what the store keeps of itself.
+    pub(crate) secret: StoreSecret,
     /// Rises by one with each replacement of the file.
     pub(crate) generation: u64,
     /// Durable syncs of the store when this generation was written.
@@ -131,7 +132,7 @@ impl Keyring {
         Ok(Self {
             store: OrgId::from_bytes(store),
             fips_mode: false,
-            secret: KeyMaterial::generate()?,
+            secret: StoreSecret::generate()?,
             generation: 0,
             syncs: 0,
             audit_entries: 0,

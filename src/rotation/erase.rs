@@ -35,10 +35,7 @@ impl Deletion {
         let counted = deleted_key(org.id);
         let mut deleted = match self.deleted {
             Some(deleted) => deleted,
-            None => {
-                let stored = engine.storage.get(Space::System, &counted)?;
-                stored.and_then(|stored| engine.notary.open(&counted, &stored)).unwrap_or_default()
-            }
+            None => engine.kept(&counted)?.unwrap_or_default(),
         };
         self.deleted = Some(deleted);
         let records = self.cursor.chunk(engine, Self::STEP)?;
@@ -50,9 +47,7 @@ impl Deletion {
             deleted += count;
             self.deleted = Some(deleted);
             // Only a figure for the certificate hangs on it.
-            let noted = engine.notary.seal(&counted, &deleted);
-            let noted = noted.and_then(|v| engine.storage.put(Space::System, &counted, Some(v)));
-            if let Err(error) = noted {
+            if let Err(error) = engine.keep(&counted, &deleted) {
                 tracing::warn!(org = %org.name, %error, "progress not noted");
             }
             failpoint::reach("erase.deleted", &org.name);

@@ -164,7 +164,7 @@ impl Rotation {
         let mut newest: Option<Certificate> = None;
         for pair in engine.storage.scan(Space::System, prefix_range(&prefix)) {
             let (key, stored) = pair?;
-            let Some(certificate) = engine.notary.open::<Certificate>(&key, &stored) else {
+            let Some(certificate) = engine.open_kept::<Certificate>(&key, &stored)? else {
                 continue;
             };
             let fits = match (self.target, certificate.kind) {

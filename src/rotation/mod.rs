@@ -107,10 +107,8 @@ impl Rotations {
         throttle: Option<Throttle>,
     ) -> Result<(Arc<Self>, WorkerThread)> {
         let starting = |e| Error::io("starting the rotation's threads", e);
-        let stored = engine.storage.get(Space::System, SETTINGS_KEY)?;
-        let settings: Option<Settings> =
-            stored.as_ref().and_then(|stored| engine.notary.open(SETTINGS_KEY, stored));
-        if stored.is_some() && settings.is_none() {
+        let settings: Option<Settings> = engine.kept(SETTINGS_KEY)?;
+        if settings.is_none() && engine.storage.get(Space::System, SETTINGS_KEY)?.is_some() {
             tracing::error!("what was set for rotations cannot be read: paused ones go on");
         }
         let settings = settings.unwrap_or_default();
@@ -224,8 +222,7 @@ impl Rotations {
 
     fn set(&self, mut board: MutexGuard<'_, Board>, set: impl FnOnce(&mut Settings)) -> Result<()> {
         set(&mut board.settings);
-        let value = self.engine.notary.seal(SETTINGS_KEY, &board.settings)?;
-        self.engine.storage.put(Space::System, SETTINGS_KEY, Some(value))?;
+        self.engine.keep(SETTINGS_KEY, &board.settings)?;
         drop(board);
         self.engine.written();
         self.engine.sync()

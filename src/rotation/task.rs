@@ -457,9 +457,7 @@ fn rewritten_key(org: OrgId) -> Vec<u8> {
 /// Counts of earlier runs of this rotation. What is retired has its certificate already.
 fn load_rewritten(engine: &Engine, org: &OrgState) -> Result<Rewritten> {
     let key = rewritten_key(org.id);
-    let stored = engine.storage.get(Space::System, &key)?;
-    let counts: Option<Vec<((KeyVersion, Suite), u64)>> =
-        stored.and_then(|stored| engine.notary.open(&key, &stored));
+    let counts: Option<Vec<((KeyVersion, Suite), u64)>> = engine.kept(&key)?;
     let keys = org.gate.snapshot();
     let lives = |version| keys.slot(version).is_some_and(|slot| slot.state != KeyState::Retired);
     Ok(counts.into_iter().flatten().filter(|((version, _), _)| lives(*version)).collect())
@@ -468,8 +466,7 @@ fn load_rewritten(engine: &Engine, org: &OrgState) -> Result<Rewritten> {
 fn save_rewritten(engine: &Engine, org: &OrgState, rewritten: &Rewritten) -> Result<()> {
     let key = rewritten_key(org.id);
     let counts: Vec<_> = rewritten.iter().map(|(&under, &count)| (under, count)).collect();
-    let value = engine.notary.seal(&key, &counts)?;
-    engine.storage.put(Space::System, &key, Some(value))
+    engine.keep(&key, &counts)
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 
 pub(crate) use self::sled::{Key, SledOptions, SledStorage, Stored};
 
+/// What the digest's key is derived for.
+pub(crate) const DIGEST_KEY: &[u8] = b"byokv digest v1";
+
 /// Two key spaces of one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
