@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::id::{Fingerprint, KeyVersion, Suite};
+use crate::text::{self, clean, escape};
 
 mod backup;
 mod import;
+mod kinds;
+mod material;
 
 pub use backup::BackupError;
 pub use import::ImportError;
+pub use material::KeyMaterialError;
 
 /// Result of every call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -21,13 +25,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// No org has this name.
-    #[error("no org is named \"{org}\"; create it first, or check the spelling")]
+    #[error(
+        "no org is named \"{org}\"; create it first, or check the spelling",
+        org = escape(.org.as_bytes())
+    )]
     OrgUnknown {
         /// The name asked for.
         org: String,
     },
     /// The org was erased while a handle was still in use.
-    #[error("the org \"{org}\" was erased: its keys are destroyed, its records are being deleted")]
+    #[error(
+        "the org \"{org}\" was erased: its keys are destroyed, its records are being deleted",
+        org = escape(.org.as_bytes())
+    )]
     OrgErased {
         /// Its name.
         org: String,
@@ -35,7 +45,8 @@ pub enum Error {
     /// A version under which no record is left waits for an operator's word.
     #[error(
         "org \"{org}\": nothing is left under {version}, which its policy retires only by hand; \
-         it is held until `KeyAdmin::retire` is called"
+         it is held until `KeyAdmin::retire` is called",
+        org = escape(.org.as_bytes())
     )]
     RetirementAwaited {
         /// The org.
@@ -44,12 +55,29 @@ pub enum Error {
         version: KeyVersion,
     },
     /// The name is taken.
-    #[error("an org named \"{org}\" exists already; nothing was changed")]
+    #[error(
+        "an org named \"{org}\" exists already; nothing was changed",
+        org = escape(.org.as_bytes())
+    )]
     OrgExists {
         /// The name asked for.
         org: String,
     },
-    /// An org's name must be 1 to 128 bytes of visible text.
+    /// The name can be taken for that of another org.
+    #[error(
+        "the name \"{org}\" looks like that of the org \"{other}\"; nothing was changed; choose \
+         one that people can tell apart",
+        org = escape(.org.as_bytes()),
+        other = escape(.other.as_bytes())
+    )]
+    OrgLooksAlike {
+        /// The name asked for.
+        org: String,
+        /// The org that has a name that looks the same, by the skeletons of Unicode TR39.
+        other: String,
+    },
+    /// An org's name must be 1 to 128 bytes of visible text, see
+    /// [`Store::create_org`](crate::Store::create_org).
     #[error("not a name for an org: {why}; nothing was changed")]
     InvalidOrgName {
         /// What is wrong with it.
@@ -57,7 +85,8 @@ pub enum Error {
     },
     /// The org's policy does not include bringing a key.
     #[error(
-        "org \"{org}\" may not bring its own key; nothing was changed; set a policy with BYOK first"
+        "org \"{org}\" may not bring its own key; nothing was changed; set a policy with BYOK first",
+        org = escape(.org.as_bytes())
     )]
     NotEntitled {
         /// The org.
@@ -70,7 +99,8 @@ pub enum Error {
     #[error(
         "org \"{org}\": the store is open in FIPS mode, and {suite} is not approved by FIPS 140-3; \
          nothing was changed; use XAES-256-GCM: change the suite of an org that has another one \
-         without FIPS mode first"
+         without FIPS mode first",
+        org = escape(.org.as_bytes())
     )]
     SuiteNotApproved {
         /// The org.
@@ -81,7 +111,8 @@ pub enum Error {
     /// The suite belongs to a feature that this build does not have.
     #[error(
         "org \"{org}\": this build cannot seal or open with {suite}; nothing was changed; use a \
-         build with the feature `aegis`, or change the org's suite in such a build first"
+         build with the feature `aegis`, or change the org's suite in such a build first",
+        org = escape(.org.as_bytes())
     )]
     SuiteNotBuilt {
         /// The org.
@@ -99,7 +130,8 @@ pub enum Error {
     /// What [`process::lock_memory`](crate::process::lock_memory) was refused.
     #[error(
         "memory could not be locked ({why}); nothing was changed; give the process CAP_IPC_LOCK, or \
-         raise its limit: `ulimit -l unlimited`, for a service of systemd `LimitMEMLOCK=infinity`"
+         raise its limit: `ulimit -l unlimited`, for a service of systemd `LimitMEMLOCK=infinity`",
+        why = clean(.why)
     )]
     MemoryNotLocked {
         /// What the system says.
@@ -118,7 +150,8 @@ pub enum Error {
     /// The record's key version was retired.
     #[error(
         "{version} of org \"{org}\" is retired: its material was destroyed after no record was \
-         left under it, so this record comes from an older copy of the data"
+         left under it, so this record comes from an older copy of the data",
+        org = escape(.org.as_bytes())
     )]
     KeyRetired {
         /// The org.
@@ -129,7 +162,8 @@ pub enum Error {
     /// The record's key version is suspended.
     #[error(
         "{version} of org \"{org}\" is suspended; its records are intact but unreadable until the \
-         same key is given back with `keys().resume(…)`"
+         same key is given back with `keys().resume(…)`",
+        org = escape(.org.as_bytes())
     )]
     KeySuspended {
         /// The org.
@@ -140,7 +174,8 @@ pub enum Error {
     /// Material given to resume a key is another key than the one suspended.
     #[error(
         "wrong key: its fingerprint is {given}, the suspended {version} of org \"{org}\" has \
-         {expected}; nothing was changed"
+         {expected}; nothing was changed",
+        org = escape(.org.as_bytes())
     )]
     WrongKey {
         /// The org.
@@ -167,7 +202,10 @@ pub enum Error {
     #[error(transparent)]
     Backup(#[from] BackupError),
     /// The requested change does not fit the state that the org's keys are in.
-    #[error("org \"{org}\": {why}; nothing was changed")]
+    #[error(
+        "org \"{org}\": {why}; nothing was changed",
+        org = escape(.org.as_bytes())
+    )]
     KeyConflict {
         /// The org.
         org: String,
@@ -177,7 +215,10 @@ pub enum Error {
     /// A record's bytes do not open under the key version its own header names.
     #[error(
         "the record \"{name}\" of org \"{org}\" is damaged: {why}; other records are not \
-         concerned; write it again, or delete it"
+         concerned; write it again, or delete it",
+        org = escape(.org.as_bytes()),
+        name = clean(.name),
+        why = clean(.why)
     )]
     RecordDamaged {
         /// The org.
@@ -190,7 +231,9 @@ pub enum Error {
     /// A rotation cannot end because records do not open.
     #[error(
         "the rotation of org \"{org}\" is blocked: {unreadable} records do not open, first \
-         {first}; the old key is kept; mend or delete them, then resume the rotation"
+         {first}; the old key is kept; mend or delete them, then resume the rotation",
+        org = escape(.org.as_bytes()),
+        first = clean(.first)
     )]
     RotationBlocked {
         /// The org.
@@ -201,7 +244,10 @@ pub enum Error {
         first: String,
     },
     /// The root key cannot be had.
-    #[error("the root key is unavailable: {why}; the data directory was not touched")]
+    #[error(
+        "the root key is unavailable: {why}; the data directory was not touched",
+        why = clean(.why)
+    )]
     RootKeyUnavailable {
         /// Why, and what to do.
         why: String,
@@ -218,7 +264,10 @@ pub enum Error {
         given: Fingerprint,
     },
     /// A file of the store (not of sled) is missing, damaged or not of this store.
-    #[error("{}: {why}", path.display())]
+    #[error(
+        "{}: {why}", text::path(path),
+        why = clean(.why)
+    )]
     FileDamaged {
         /// The file.
         path: PathBuf,
@@ -228,7 +277,7 @@ pub enum Error {
     /// Another process, or another `Store` of this process, has the directory open.
     #[error(
         "the store in {} is in use{}; one process at a time may open it",
-        path.display(),
+        text::path(path),
         pid.map_or_else(String::new, |pid| format!(" by the process {pid}"))
     )]
     StoreLocked {
@@ -240,7 +289,8 @@ pub enum Error {
     /// A part of the store is older than the rest proves it must be.
     #[error(
         "the store went back in time: {what}; bring back the newest copy, or \
-         accept the loss with `Options::danger_accept_rollback`, which is audited"
+         accept the loss with `Options::danger_accept_rollback`, which is audited",
+        what = clean(.what)
     )]
     RolledBack {
         /// Which part is behind, by how much, and how that is known.
@@ -251,7 +301,8 @@ pub enum Error {
     /// No space left.
     #[error(
         "the disk is full while {during}; what was acknowledged as durable is safe; free some \
-         space and try again, or reopen the store if the error stays"
+         space and try again, or reopen the store if the error stays",
+        during = clean(.during)
     )]
     DiskFull {
         /// What was being done.
@@ -263,7 +314,8 @@ pub enum Error {
         "the disk refused a sync ({why}); what was acknowledged as durable before is safe, later \
          writes may be lost, also a change of keys that just failed may have happened: keep both \
          keys; the store can be read but takes no more writes; see to the disk, then close the \
-         store and open it again"
+         store and open it again",
+        why = clean(.why)
     )]
     SyncFailed {
         /// The first failure.
@@ -274,14 +326,18 @@ pub enum Error {
     #[error(
         "the disk refused a write ({why}); what was acknowledged as durable before is safe, later \
          writes may be lost; the store can be read but takes no more writes; see to the disk, \
-         then close the store and open it again, in a new process if it stays locked"
+         then close the store and open it again, in a new process if it stays locked",
+        why = clean(.why)
     )]
     WriteFailed {
         /// The first failure.
         why: String,
     },
     /// An operation of the operating system failed.
-    #[error("{during}: {source}")]
+    #[error(
+        "{during}: {source}",
+        during = clean(.during)
+    )]
     Io {
         /// What was being done.
         during: String,
@@ -292,7 +348,8 @@ pub enum Error {
     #[error(
         "the database files in {} are damaged ({why}); put back the newest copy of the whole data \
          directory, or restore a backup into a new store",
-        path.display()
+        text::path(path),
+        why = clean(.why)
     )]
     StorageDamaged {
         /// The directory of sled's files.
@@ -353,7 +410,10 @@ pub enum Error {
     #[error("residue is being erased already; nothing was changed; wait for that to end")]
     ResidueBusy,
     /// The operating system gave no random bytes.
-    #[error("the operating system's random source failed: {why}; nothing was written")]
+    #[error(
+        "the operating system's random source failed: {why}; nothing was written",
+        why = clean(.why)
+    )]
     RandomUnavailable {
         /// Its message.
         why: String,
@@ -361,7 +421,8 @@ pub enum Error {
     /// byokv itself failed. The old key is kept.
     #[error(
         "a bug in byokv stopped the rotation of org \"{org}\"; nothing was lost, the old key is \
-         kept, other orgs go on; please report it with the log or panic message"
+         kept, other orgs go on; please report it with the log or panic message",
+        org = escape(.org.as_bytes())
     )]
     Bug {
         /// The org.
@@ -370,60 +431,6 @@ pub enum Error {
     /// The store was closed while a handle was still in use.
     #[error("the store is closed; open it again to go on")]
     Closed,
-}
-
-/// What is wrong with key material. Never tells any of its symbols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyMaterialError {
-    /// It decodes to another length than 32 bytes.
-    #[error("32 bytes are needed, {bytes} came; make one with `openssl rand -base64 32`")]
-    WrongLength {
-        /// How many bytes came.
-        bytes: usize,
-    },
-    /// A symbol outside base64's alphabet (RFC 4648, section 4).
-    #[error("the symbol at position {position} is not base64")]
-    Alphabet {
-        /// Counted from 1.
-        position: usize,
-    },
-    /// A symbol of base64's URL-safe alphabet (RFC 4648, section 5).
-    #[error(
-        "the symbol at position {position} is of the URL-safe alphabet; the standard base64 \
-         alphabet (with + and /) is needed"
-    )]
-    UrlSafe {
-        /// Counted from 1.
-        position: usize,
-    },
-    /// 43 symbols, but not followed by exactly one `=`.
-    #[error("the padding is missing or wrong: 43 symbols and one `=` are needed")]
-    Padding,
-    /// The last symbol has bits that no 32 bytes encode to.
-    #[error("the last symbol is not canonical base64; a symbol was probably mistyped")]
-    TrailingBits,
-    /// All bytes are alike.
-    #[error("it is plainly not random: all bytes are alike")]
-    AllAlike,
-    /// A short run of bytes repeats.
-    #[error("it is plainly not random: the same {period} bytes repeat")]
-    Repeats {
-        /// Length of the run, bytes.
-        period: usize,
-    },
-    /// Each byte differs from the one before by the same amount.
-    #[error("it is plainly not random: the bytes count in equal steps")]
-    Sequence,
-    /// All bytes are printable ASCII.
-    #[error("it is plainly not random: it is printable text; encode random bytes, not a password")]
-    Text,
-    /// Fewer than 16 distinct byte values.
-    #[error("it is plainly not random: only {distinct} distinct byte values")]
-    FewDistinct {
-        /// How many.
-        distinct: usize,
-    },
 }
 
 impl Error {
@@ -437,88 +444,5 @@ impl Error {
 
     pub(crate) fn damaged(path: &Path, why: impl Into<String>) -> Self {
         Self::FileDamaged { path: path.to_owned(), why: why.into() }
-    }
-
-    /// The caller gave something that will never be accepted as it is.
-    #[must_use]
-    pub fn is_invalid_input(&self) -> bool {
-        matches!(
-            self,
-            Self::InvalidOrgName { .. }
-                | Self::KeyMaterial(_)
-                | Self::KeyReused { .. }
-                | Self::WrongKey { .. }
-                | Self::UnexpectedKey { .. }
-                | Self::Import(_)
-                | Self::NameLength { .. }
-                | Self::NameDepth { .. }
-                | Self::ValueTooLarge { .. }
-                | Self::InvalidOption { .. }
-                | Self::SuiteNotApproved { .. }
-                | Self::SuiteNotBuilt { .. }
-                | Self::FipsModuleMissing
-        )
-    }
-
-    /// A key was offered and refused for what it is or for whom it is.
-    #[must_use]
-    pub fn is_refused_key(&self) -> bool {
-        matches!(
-            self,
-            Self::KeyReused { .. }
-                | Self::WrongKey { .. }
-                | Self::UnexpectedKey { .. }
-                | Self::Import(_)
-                | Self::NotEntitled { .. }
-                | Self::KeyConflict { .. }
-        )
-    }
-
-    /// Bytes on disk are damaged, missing or forged.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            Self::RecordDamaged { .. }
-                | Self::RotationBlocked { .. }
-                | Self::FileDamaged { .. }
-                | Self::StorageDamaged { .. }
-                | Self::CertificateInvalid { .. }
-                | Self::AuditBroken { .. }
-        ) || matches!(self, Self::Backup(why) if why.is_damage())
-    }
-
-    /// A key exists but may not be used now.
-    #[must_use]
-    pub fn is_key_unavailable(&self) -> bool {
-        matches!(
-            self,
-            Self::KeyRetired { .. }
-                | Self::KeySuspended { .. }
-                | Self::RootKeyUnavailable { .. }
-                | Self::RootKeyWrong { .. }
-        )
-    }
-
-    /// The store, or one of its files, is older than the rest proves it must be.
-    #[must_use]
-    pub fn is_rollback(&self) -> bool {
-        matches!(self, Self::RolledBack { .. })
-    }
-
-    /// The machine failed. The same call may succeed later; after [`SyncFailed`](Self::SyncFailed) and
-    /// [`WriteFailed`](Self::WriteFailed) only once the store was opened again.
-    #[must_use]
-    pub fn is_environment(&self) -> bool {
-        matches!(
-            self,
-            Self::DiskFull { .. }
-                | Self::SyncFailed { .. }
-                | Self::WriteFailed { .. }
-                | Self::Io { .. }
-                | Self::StoreLocked { .. }
-                | Self::RandomUnavailable { .. }
-                | Self::MemoryNotLocked { .. }
-        )
     }
 }

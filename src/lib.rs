@@ -52,7 +52,7 @@ mod rotation;
 mod sealed;
 mod storage;
 mod store;
-mod text;
+pub mod text;
 mod time;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};

@@ -67,9 +67,15 @@ impl Store {
 
     /// Makes an org under a platform key of its own.
     ///
+    /// Its name is 1 to 128 bytes of text that people can read and tell apart: letters and digits
+    /// that Unicode recommends for names (TR39), the punctuation of ASCII and single spaces inside,
+    /// in normalization form C, no word of several scripts. It must not look like the name of
+    /// another org by the skeletons of TR39, as `acme1` looks like `acmel`.
+    ///
     /// # Errors
-    /// [`Error::OrgExists`], [`Error::InvalidOrgName`], [`Error::InvalidOption`],
-    /// [`Error::RandomUnavailable`]; [`Error::SuiteNotBuilt`]; in FIPS mode [`Error::SuiteNotApproved`]; disk
+    /// [`Error::OrgExists`], [`Error::OrgLooksAlike`], [`Error::InvalidOrgName`],
+    /// [`Error::InvalidOption`], [`Error::RandomUnavailable`]; [`Error::SuiteNotBuilt`]; in FIPS mode
+    /// [`Error::SuiteNotApproved`]; disk
     /// errors of the machine.
     pub fn create_org(&self, name: &str, policy: OrgPolicy) -> Result<Org> {
         let state = self.engine.create_org(name, policy)?;

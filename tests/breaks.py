@@ -14,6 +14,21 @@ COPY = os.path.join(ROOT, "target", "breaks")
 
 # title, file, old text, new text, arguments of `cargo test`; "loom" and a test for loom's model
 BREAKS = [
+    ("an org's name may have invisible characters", "src/keyring/names.rs",
+     "} else if !name.chars().all(is_visible) {", "} else if false {", "--test orgs names_that"),
+    ("an org's name may mix scripts", "src/keyring/names.rs",
+     "} else if !words(name).all(is_of_one_script) {", "} else if false {",
+     "--test orgs names_that"),
+    ("look-alikes of an org's name are taken", "src/keyring/names.rs",
+     "Some(taken) => Err(Error::OrgLooksAlike { org: name, other: taken.clone() }),",
+     "Some(_) => Ok(FreeName { look, name }),", "--test orgs names_that"),
+    ("an error repeats what it was given as it came", "src/error.rs",
+     "        \"no org is named \\\"{org}\\\"; create it first, or check the spelling\",\n"
+     "        org = escape(.org.as_bytes())\n",
+     "        \"no org is named \\\"{org}\\\"; create it first, or check the spelling\"\n",
+     "--test orgs names_that"),
+    ("invisible characters pass for visible", "src/text.rs",
+     "is_printable && c.identifier_type()", "c.identifier_type()", "--lib text"),
     ("7 a parallel scan leaves out what does not open", "src/org/parallel.rs",
      "if place.send(opened.collect()).is_err() {",
      "if place.send(opened.filter(|record: &Result<Record>| record.is_ok()).collect()).is_err() {",

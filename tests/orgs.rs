@@ -43,6 +43,28 @@ fn many_orgs_are_made_in_one_change_or_not_at_all() {
     }
 }
 
+/// P14: U+202E, U+200B and U+FEFF in a name made two orgs look alike.
+#[test]
+fn names_that_look_like_others_are_refused_and_shown_escaped() {
+    let place = Place::new();
+    let store = place.open();
+    let create = |name: &str| store.create_org(name, OrgPolicy::byok()).map(drop);
+    create("acme").unwrap();
+    let hidden = ["ac\u{200b}me", "\u{feff}acme", "acme\u{202e}", "ac\u{ad}me", "a\u{9b}31mcme"];
+    for name in hidden.into_iter().chain(["\u{430}cme", "a  b"]) {
+        assert!(matches!(create(name), Err(Error::InvalidOrgName { .. })), "{name:?}");
+    }
+    assert!(matches!(create("acrne"), Err(Error::OrgLooksAlike { other, .. }) if other == "acme"));
+    assert_eq!(store.orgs().len(), 1);
+    // What was asked for is never echoed as it came.
+    let error = store.org("acme\u{1b}[2J\u{202e}\n").unwrap_err().to_string();
+    assert!(error.contains(r"acme\u{1b}[2J\u{202e}\n"), "{error}");
+    assert!(error.chars().all(byokv::text::is_visible), "{error}");
+    let dir = place.dir.path().join("no\u{1b}[31mstore\u{9b}");
+    let error = Options::new().create(false).open(dir, place.root_key()).unwrap_err().to_string();
+    assert!(error.chars().all(byokv::text::is_visible), "{error}");
+}
+
 #[test]
 fn a_store_keeps_the_segments_that_it_was_made_with() {
     let place = Place::new();

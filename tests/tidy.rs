@@ -43,6 +43,7 @@ const HIDDEN: &[&str] = &["failpoint", "fuzzing"];
 const SIBLINGS: &[(&str, &str)] = &[
     ("engine", "gate"),
     ("error", "id"),
+    ("error", "text"),
     ("error", "time"),
     ("observe", "id"),
     ("sealed", "envelope"),
@@ -132,6 +133,34 @@ fn every_fail_point_is_listed() {
             }
         }
     }
+}
+
+/// What an error repeats may be anything that somebody typed or that stood on a disk.
+#[test]
+fn every_error_escapes_what_it_repeats() {
+    let mut seen = 0;
+    for (path, text) in sources() {
+        if !path.starts_with("src/error") && !path.starts_with("src/error.rs") {
+            continue;
+        }
+        for variant in text.split("    #[error(").skip(1) {
+            let variant = variant.split("\n}\n").next().unwrap();
+            let Some((message, fields)) = variant.split_once(")]\n") else { continue };
+            assert!(!message.contains(".display()"), "{}: {message}", path.display());
+            let strings: Vec<_> = fields.split(": String,").collect();
+            for field in strings.iter().rev().skip(1) {
+                let field = field.split(" ").last().unwrap();
+                if message.contains(&format!("{{{field}}}")) {
+                    seen += 1;
+                    let is_escaped = ["escape", "clean"]
+                        .iter()
+                        .any(|with| message.contains(&format!("{field} = {with}(.{field}")));
+                    assert!(is_escaped, "{}: {field} in {message}", path.display());
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "{seen}");
 }
 
 /// Each dependency that ships is in `docs/dependencies.md`, and none that does not.

@@ -1,6 +1,7 @@
 //! Why a backup or a restore was refused.
 
 use crate::id::Fingerprint;
+use crate::text::escape;
 
 /// What is wrong with a backup. Before a restore writes anything, the whole of it is read and
 /// checked: unless it says otherwise, nothing was restored.
@@ -78,7 +79,10 @@ pub enum BackupError {
     )]
     Changed,
     /// The backup does not hold the org.
-    #[error("the backup holds no org named \"{org}\"; nothing was restored; look what it holds")]
+    #[error(
+        "the backup holds no org named \"{org}\"; nothing was restored; look what it holds",
+        org = escape(.org.as_bytes())
+    )]
     OrgMissing {
         /// The name asked for.
         org: String,
@@ -86,7 +90,8 @@ pub enum BackupError {
     /// A key was given for an org that is not to be restored.
     #[error(
         "a key was given for the org \"{org}\", which is not among those to be restored; nothing was \
-         restored; choose that org too, or give no key for it"
+         restored; choose that org too, or give no key for it",
+        org = escape(.org.as_bytes())
     )]
     OrgNotChosen {
         /// The org.

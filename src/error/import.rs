@@ -2,6 +2,7 @@
 
 use super::KeyMaterialError;
 use crate::id::{Fingerprint, OrgId, TokenId};
+use crate::text::escape;
 use crate::time::rfc3339;
 
 /// Why an import token or a sealed key was refused. Unless it says otherwise, the token can
@@ -20,7 +21,9 @@ pub enum ImportError {
     /// The token was made for another org.
     #[error(
         "this key was sealed for the org \"{made_for}\", not for \"{given}\"; nothing was changed; \
-         name the right org, or make a token for \"{given}\""
+         name the right org, or make a token for \"{given}\"",
+        made_for = escape(.made_for.as_bytes()),
+        given = escape(.given.as_bytes())
     )]
     OtherOrg {
         /// The org of the token.

@@ -1,6 +1,7 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
 mod encoding;
+mod names;
 #[cfg(feature = "backup")]
 mod restore;
 pub(crate) mod root;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
+pub(crate) use names::Looks;
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Newcomer, OrgHistory};
 pub use rules::{NamePolicy, OrgPolicy, RetirePolicy};
@@ -56,6 +58,9 @@ pub(crate) struct Keyring {
     pub(crate) backup_keys: Vec<Fingerprint>,
     /// Keys that other stores knew when the backups were made that were restored here.
     pub(crate) foreign: Vec<Fingerprint>,
+    /// What the orgs' names look like, once a change has asked for that.
+    #[serde(skip)]
+    pub(crate) looks: Option<Looks>,
 }
 
 /// A write to the database's system space that the keyring owes.
@@ -144,6 +149,7 @@ impl Keyring {
             tokens: Tokens::default(),
             backup_keys: Vec::new(),
             foreign: Vec::new(),
+            looks: None,
         })
     }
 
@@ -176,6 +182,7 @@ impl Keyring {
             tokens: self.tokens.duplicate(),
             backup_keys: self.backup_keys.clone(),
             foreign: self.foreign.clone(),
+            looks: None,
             ..*self
         }
     }
@@ -185,11 +192,6 @@ impl Keyring {
         let unknown = || Error::OrgUnknown { org: name.to_owned() };
         let mut named = self.orgs.iter().filter(|org| org.is_seen());
         named.find(|org| org.name == name).ok_or_else(unknown)
-    }
-
-    /// Also by an org that is not whole yet.
-    fn is_taken(&self, name: &str) -> bool {
-        self.orgs.iter().any(|org| org.erasure.is_none() && org.name == name)
     }
 
     /// By id, erased or not.
@@ -232,6 +234,7 @@ impl Keyring {
         }
         org.suite_before = None;
         org.erasure = Some(Erasure::KeysDestroyed);
+        self.looks = None;
         self.end_tokens_of(id, now);
         Ok(destroyed)
     }
@@ -251,10 +254,8 @@ impl Keyring {
         now: u64,
     ) -> Result<Fingerprint> {
         policy.check()?;
-        if let Some(why) = rules::name_fault(name) {
-            return Err(Error::InvalidOrgName { why });
-        }
-        if self.is_taken(name) || self.entry(id).is_some() {
+        let free = self.free_name(name)?;
+        if self.entry(id).is_some() {
             return Err(Error::OrgExists { org: name.to_owned() });
         }
         let fingerprint = material.fingerprint();
@@ -265,7 +266,7 @@ impl Keyring {
         let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
         self.orgs.push(OrgEntry {
             id,
-            name: name.to_owned(),
+            name: free.name.clone(),
             policy,
             suite,
             suite_before: None,
@@ -275,6 +276,7 @@ impl Keyring {
             ancestors: Vec::new(),
             is_restoring: false,
         });
+        self.note_taken(free);
         Ok(fingerprint)
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keyring, OrgEntry, OrgPolicy, VersionEntry, rules};
+use super::{Keyring, OrgEntry, OrgPolicy, VersionEntry, names};
 use crate::error::{Error, Result};
 use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
@@ -37,7 +37,7 @@ impl OrgHistory {
     pub(crate) fn is_plausible(&self) -> bool {
         let rise = self.versions.is_sorted_by(|one, two| one.version < two.version);
         let numbered = self.versions.iter().all(|v| v.version >= KeyVersion::FIRST);
-        let ruled = rules::name_fault(&self.name).is_none() && self.policy.check().is_ok();
+        let ruled = names::name_fault(&self.name).is_none() && self.policy.check().is_ok();
         rise && numbered && !self.versions.is_empty() && ruled
     }
 
@@ -113,7 +113,8 @@ impl Keyring {
     pub(crate) fn begin_restore(&mut self, newcomer: Newcomer<'_>, now: u64) -> Result<KeyVersion> {
         let Newcomer { history, id, material, origin } = newcomer;
         let name = &history.name;
-        if self.is_taken(name) || self.entry(id).is_some() {
+        let free = self.free_name(name)?;
+        if self.entry(id).is_some() {
             return Err(Error::OrgExists { org: name.clone() });
         }
         if origin == Origin::Customer && !history.policy.may_bring_key() {
@@ -158,6 +159,7 @@ impl Keyring {
             ancestors,
             is_restoring: true,
         });
+        self.note_taken(free);
         Ok(version)
     }
 }

@@ -314,22 +314,6 @@ pub(crate) fn refusal(from: KeyState, to: KeyState) -> Option<&'static str> {
     }
 }
 
-/// Why `name` cannot be the name of an org.
-pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
-    const LIMIT: usize = 128;
-    if name.is_empty() {
-        Some("it is empty")
-    } else if name.len() > LIMIT {
-        Some("it is longer than 128 bytes")
-    } else if name.chars().any(char::is_control) {
-        Some("it has control characters")
-    } else if name.trim() != name {
-        Some("it starts or ends with white space")
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,15 +373,5 @@ mod tests {
             policy.to_string(),
             "keys are due after 90 days or 1000 records, retire after a hold of 1 day"
         );
-    }
-
-    #[test]
-    fn org_names_are_visible_text() {
-        for good in ["acme", "Acme Inc.", "ä/b", &"x".repeat(128)] {
-            assert_eq!(name_fault(good), None, "{good}");
-        }
-        for bad in ["", " a", "a ", "a\nb", "\u{7f}", &"x".repeat(129)] {
-            assert!(name_fault(bad).is_some(), "{bad:?}");
-        }
     }
 }

@@ -146,3 +146,23 @@ fn in_fips_mode_no_org_has_or_gets_a_suite_that_is_not_approved() {
     org_mut(&mut ring).unwrap().suite = other;
     assert!(refused(ring.check_suites()));
 }
+
+#[test]
+fn a_name_that_looks_like_a_taken_one_is_refused_until_that_is_erased() {
+    let mut ring = ring();
+    let id = |byte| OrgId::from_bytes([byte; 16]);
+    ring.create_org(id(2), "paypal", OrgPolicy::byok(), material(2), 5).unwrap();
+    let mut create = |name: &str| ring.create_org(id(9), name, OrgPolicy::byok(), material(9), 5);
+    for (name, like) in [("paypaI", "paypal"), ("\u{430}cme", ""), ("acrne", "acme")] {
+        match create(name) {
+            Err(Error::OrgLooksAlike { org, other }) => assert_eq!((&*org, &*other), (name, like)),
+            Err(Error::InvalidOrgName { .. }) => assert_eq!(like, "", "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert!(matches!(create("acme"), Err(Error::OrgExists { .. })));
+    ring.erase(ACME.0, ACME.1, 8).unwrap();
+    ring.create_org(id(9), "acrne", OrgPolicy::byok(), material(9), 5).unwrap();
+    let again = ring.create_org(id(10), "acme", OrgPolicy::byok(), material(10), 5);
+    assert!(matches!(again, Err(Error::OrgLooksAlike { .. })), "also one of the same change");
+}

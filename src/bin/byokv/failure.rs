@@ -36,6 +36,7 @@ impl Failure {
             Self::Damaged(_) => 6,
             Self::Store(error) | Self::Advised(error, _) => match error {
                 Error::InvalidOrgName { .. }
+                | Error::OrgLooksAlike { .. }
                 | Error::NameLength { .. }
                 | Error::NameDepth { .. }
                 | Error::SuiteNotApproved { .. }
@@ -68,6 +69,7 @@ impl Failure {
                 Error::OrgUnknown { .. } => "org_unknown",
                 Error::OrgExists { .. } => "org_exists",
                 Error::InvalidOrgName { .. } => "invalid_org_name",
+                Error::OrgLooksAlike { .. } => "org_looks_alike",
                 Error::NotEntitled { .. } => "not_entitled",
                 Error::KeyMaterial(_) => "key_material",
                 Error::KeyReused { .. } => "key_reused",

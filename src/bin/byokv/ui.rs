@@ -199,28 +199,7 @@ pub(super) fn records(count: u64) -> String {
     format!("{count} record{}", if count == 1 { "" } else { "s" })
 }
 
-/// A name for people: what is not visible text is escaped, and so is the backslash.
+/// A record's name for people, which `byokv::text::unescape` reads back.
 pub(super) fn visible(name: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in name.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' => text.push_str("\\\\"),
-                c if is_hidden(c) => text.extend(c.escape_default()),
-                c => text.push(c),
-            }
-        }
-        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
-    }
-    text
-}
-
-/// Whether a terminal would obey it, or nobody would see it: control characters, marks of text
-/// direction, what takes no room. Behind another character `escape_debug` leaves accents alone.
-fn is_hidden(c: char) -> bool {
-    match c {
-        c if c.is_ascii() => c.is_ascii_control(),
-        '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' | '\u{2800}' => true,
-        c => ['x', c].iter().collect::<String>().escape_debug().nth(1) != Some(c),
-    }
+    byokv::text::escape(name)
 }
