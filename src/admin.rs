@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::audit::{AuditEntry, Certificate};
+use crate::audit::{AuditEntry, AuditHead, Certificate};
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
@@ -16,6 +16,7 @@ use crate::import::{ImportToken, SealedKey};
 use crate::keyring::{Installed, OrgEntry, OrgPolicy};
 use crate::material::KeyMaterial;
 use crate::observe::Census;
+use crate::policy::PolicyChange;
 use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
 use crate::storage::{Space, prefix_range};
 #[cfg(feature = "import")]
@@ -243,20 +244,21 @@ impl KeyAdmin {
         Ok(orgs.map(|org| Erasure::new(Arc::clone(&self.rotations), org)).collect())
     }
 
-    /// Changes what the org may do. A key that it brought stays.
+    /// Changes what the org may do, and returns each setting that is another one now, as the audit
+    /// log notes it. A key that it brought stays.
     ///
     /// # Errors
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite or
     /// [`NamePolicy`](crate::NamePolicy) than the org has; [`Error::InvalidOption`](crate::Error::InvalidOption) for a limit that every
     /// key is beyond.
-    pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<()> {
+    pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<Vec<PolicyChange>> {
         let state = self.engine.org(org)?;
-        self.engine.set_policy(&state, policy)?;
+        let changes = self.engine.set_policy(&state, policy)?;
         // What is held may have to go sooner now, or later.
         if self.rotations.is_rotating(&state) {
             self.rotations.wake(&state);
         }
-        Ok(())
+        Ok(changes)
     }
 
     /// The rotation of `org` that is under way, if one is: also one that was begun before the
@@ -335,8 +337,9 @@ impl KeyAdmin {
         all.map(move |pair| {
             let (key, stored) = pair?;
             let why = "it is damaged in the database";
-            let certificate: Certificate =
-                engine.open_kept(&key, &stored)?.ok_or(crate::Error::CertificateInvalid { why })?;
+            let (certificate, _) = engine
+                .open_certificate(&key, &stored)?
+                .ok_or(crate::Error::CertificateInvalid { why })?;
             engine.notary().verify(&certificate).map(|()| certificate)
         })
     }
@@ -355,6 +358,12 @@ impl KeyAdmin {
     pub fn audit(&self) -> AuditLog {
         let end = self.engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
         AuditLog { engine: Arc::clone(&self.engine), at: (0, Some([0; 32])), end }
+    }
+
+    /// Returns the end of the audit log, as the keyring knows it.
+    #[must_use]
+    pub fn audit_head(&self) -> AuditHead {
+        self.engine.with_keyring(|k| AuditHead { number: k.audit_entries, sha256: k.audit_hash })
     }
 
     fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {

@@ -125,6 +125,23 @@ impl BackupId {
     }
 }
 
+/// SHA-256 of a certificate as the store encodes it, printed as hex. The entry of the audit log that
+/// belongs to the certificate holds it, so the log proves which certificates there are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CertificateHash(#[serde(with = "hex_array")] [u8; 32]);
+
+impl CertificateHash {
+    pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 macro_rules! hex_display {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -139,7 +156,7 @@ macro_rules! hex_display {
         }
     )*};
 }
-hex_display!(OrgId, Fingerprint, TokenId, BackupId);
+hex_display!(OrgId, Fingerprint, TokenId, BackupId, CertificateHash);
 
 /// Where key material came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

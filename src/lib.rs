@@ -42,11 +42,13 @@ mod gate;
 mod id;
 #[cfg(feature = "import")]
 mod import;
+mod json;
 mod keyring;
 mod mark;
 mod material;
 mod observe;
 mod org;
+mod policy;
 pub mod process;
 mod rotation;
 mod sealed;
@@ -56,21 +58,27 @@ pub mod text;
 mod time;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
-pub use audit::{AuditEntry, AuditEvent, Certificate, CertificateKind};
+pub use audit::{
+    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateKind, KeyRefusal, OrgRef,
+};
 #[cfg(feature = "backup")]
 pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
 pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
 pub use envelope::name::MAX_NAME_SEGMENTS;
 pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};
-pub use id::{BackupId, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite, TokenId};
+pub use id::{
+    BackupId, CertificateHash, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite,
+    TokenId,
+};
 #[cfg(feature = "import")]
 pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
-pub use keyring::{NamePolicy, OrgPolicy, RetirePolicy};
+pub use keyring::{NamePolicy, OrgPolicy};
 pub use material::KeyMaterial;
 pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};
+pub use policy::{PolicyChange, RetirePolicy};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};
 #[cfg(feature = "backup")]
 pub use store::{Backup, Restore, Restored, RestoredOrg};

@@ -235,8 +235,8 @@ fn a_key_travels_sealed() {
     assert!(sealed.starts_with(b"byokv-sealed-1."));
 
     let (code, error) = operator.refused("key provision umbra --sealed", &sealed);
-    assert!(code == 5 && error.contains("sealed for the org \"acme\""), "{error}");
-    assert!(error.contains("hint: byokv key provision acme --sealed"), "{error}");
+    assert!(code == 5 && error.contains("sealed for another org"), "{error}");
+    assert!(error.contains("hint: `byokv audit`") && !error.contains("acme"), "{error}");
     let mut altered = sealed.clone();
     altered[40] = if altered[40] == b'A' { b'B' } else { b'A' };
     let (code, error) = operator.refused("key provision acme --sealed", &altered);
@@ -265,13 +265,23 @@ fn a_key_travels_sealed() {
     assert_eq!(operator.refused("key import-token acme --valid-for soon", b"").0, 2);
 }
 
+fn humantime_of(unix_ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(unix_ms);
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
 #[test]
 fn every_command_speaks_json() {
     let shell = Shell::empty();
     let init = &shell.json("init --new-root-key-file root.key")[0];
     assert_eq!(init["root_key_file"], "root.key");
     assert_eq!(shell.json("org create acme --byok")[0]["name"], "acme");
-    assert_eq!(shell.json("org policy acme --byok")[0]["policy"]["may_bring_key"], true);
+    let policy = &shell.json("org policy acme --retire 7d")[0];
+    assert_eq!(policy["policy"]["may_bring_key"], true);
+    assert_eq!(policy["changes"][0]["kind"], "retire");
+    let unchanged = &shell.json("org policy acme --retire 7d")[0];
+    assert_eq!(unchanged["changes"], serde_json::json!([]));
+    shell.json("org policy acme --retire immediate");
     assert_eq!(shell.json("org show acme")[0]["suite"], "XAES-256-GCM");
     assert_eq!(shell.json("org list").len(), 1);
     assert_eq!(shell.json("put acme a")[0]["bytes"], 0);
@@ -304,7 +314,23 @@ fn every_command_speaks_json() {
     assert_eq!(shell.json("certificate show acme 1")[0]["version"], 1);
     assert!(shell.json("certificate verify").iter().all(|each| each["authentic"] == true));
     assert_eq!(shell.json("audit --verify")[0]["intact"], true);
-    assert_eq!(shell.json("audit").len() as u64, shell.json("audit --verify")[0]["entries"]);
+    let audit = shell.json("audit");
+    let verified = &shell.json("audit --verify")[0];
+    assert_eq!(audit.len() as u64, verified["entries"]);
+    assert_eq!(verified["head"]["number"], verified["entries"]);
+    assert_eq!(verified["head"]["sha256"].as_str().unwrap().len(), 64);
+    for entry in &audit {
+        assert!(entry["event"]["kind"].is_string(), "{entry}");
+        assert!(entry["org"].is_null() || entry["org"]["id"].is_string(), "{entry}");
+        let (text, ms) = (entry["at"].as_str().unwrap(), entry["at_unix_ms"].as_u64().unwrap());
+        assert_eq!(text, humantime_of(ms), "{entry}");
+    }
+    for certificate in shell.json("certificate list") {
+        let ms = certificate["at_unix_ms"].as_u64().unwrap();
+        assert_eq!(certificate["at"], humantime_of(ms), "{certificate}");
+    }
+    let kind = |wanted: &str| audit.iter().filter(|e| e["event"]["kind"] == wanted).count();
+    assert_eq!((kind("key_retired"), kind("suite_retired"), kind("policy_changed")), (3, 1, 2));
     assert_eq!(shell.json("delete acme a")[0]["existed"], true);
     assert_eq!(shell.json("doctor")[0]["faults"], 0);
     assert!(shell.json("completions fish")[0]["script"].as_str().unwrap().contains("byokv"));

@@ -96,7 +96,7 @@ fn a_certificate_is_believed_only_as_it_was_made() {
             serde_json::Value::Number(n) => (n.as_u64().unwrap() + 1).into(),
             serde_json::Value::String(s) if field == "kind" => {
                 assert_eq!(s, "key_retired");
-                serde_json::json!({ "suite_retired": { "suite": "XAES-256-GCM" } })
+                "key_erased".into()
             }
             serde_json::Value::String(s) if field == "origin" => {
                 assert_eq!(s, "platform");
@@ -108,8 +108,8 @@ fn a_certificate_is_believed_only_as_it_was_made() {
             }
             other => panic!("{field}: {other}"),
         };
-        let forged = Certificate::from_json(&forged.to_string()).unwrap();
-        let refused = keys.verify_certificate(&forged);
+        let forged = Certificate::from_json(&forged.to_string());
+        let refused = forged.and_then(|forged| keys.verify_certificate(&forged));
         assert!(matches!(refused, Err(Error::CertificateInvalid { .. })), "{field}: {refused:?}");
     }
     let other = Place::new();

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use byokv::{
-    AuditEvent, Error, Fingerprint, ImportError, ImportToken, KeyMaterial, OrgPolicy, Origin,
-    SealedKey, Store,
+    AuditEvent, Error, Fingerprint, ImportError, ImportToken, KeyMaterial, KeyRefusal, OrgPolicy,
+    Origin, SealedKey, Store,
 };
 use common::{Ended, Place, check_filled, contents, filled, key_text, material};
 use proptest::prelude::*;
@@ -110,9 +110,10 @@ fn a_token_is_used_once_also_after_a_reopening() {
     store.close().unwrap();
     let store = place.open();
     let refused = refusal(import(&store, "acme", &sealed(&token, &new_key())));
-    assert!(matches!(refused, ImportError::Used { .. }));
     import(&store, "acme", &sealed(&unused, &new_key())).unwrap();
-    let refused = AuditEvent::SealedKeyRefused { token: token.id(), why: refused.to_string() };
+    let ImportError::Used { used_unix_ms, .. } = refused else { panic!("{refused}") };
+    let why = KeyRefusal::TokenUsed { used_unix_ms };
+    let refused = AuditEvent::SealedKeyRefused { token: token.id(), why };
     assert_eq!(events(&store).iter().filter(|event| **event == refused).count(), 3);
 }
 
@@ -129,8 +130,8 @@ fn wrong_org_other_store_unknown_and_altered_are_told_apart() {
     let key = sealed(&token, &new_key());
 
     let wrong_org = refusal(import(&store, "umbra", &key));
-    let expected = ImportError::OtherOrg { made_for: "acme".to_owned(), given: "umbra".to_owned() };
-    assert_eq!(wrong_org, expected);
+    assert_eq!(wrong_org, ImportError::OtherOrg { given: "umbra".to_owned() });
+    assert!(!wrong_org.to_string().contains("acme"), "it names the other org");
     let other_store = refusal(import(&other, "acme", &key));
     let expected = ImportError::OtherStore { made_by: store.id(), store: other.id() };
     assert_eq!(other_store, expected);
@@ -241,7 +242,7 @@ fn a_key_that_opens_and_is_reused_uses_the_token_up() {
         assert!(matches!(again, ImportError::Used { .. }), "{again}");
         let events = events(&store);
         assert!(events.contains(&AuditEvent::ImportTokenUsed { token: token.id() }));
-        let why = refused.to_string();
+        let why = KeyRefusal::Reused;
         assert!(events.contains(&AuditEvent::SealedKeyRefused { token: token.id(), why }));
     }
     assert_eq!(versions(&store, "acme"), 1);

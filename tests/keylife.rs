@@ -298,7 +298,7 @@ fn keys_are_due_beside_a_key_that_is_held_and_a_rotation_that_waits() {
     wait(&|| versions().len() == 3);
     let due = store.keys().audit().map(Result::unwrap).filter(|entry| {
         let is_due = matches!(entry.event, AuditEvent::RotationDue { .. });
-        is_due && entry.org.as_ref().is_some_and(|(name, _)| name == "paused")
+        is_due && entry.org.as_ref().is_some_and(|org| org.name == "paused")
     });
     assert_eq!(due.count(), 1, "once for each key");
 }

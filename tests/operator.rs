@@ -135,7 +135,7 @@ fn settle(text: &str, root: &Path, seen: &mut HashMap<String, usize>) -> String 
 fn stand_in(word: &str, seen: &mut HashMap<String, usize>) -> String {
     let core = word.trim_end_matches([':', '.', ',']);
     let tail = &word[core.len()..];
-    let is_hex = core.len() == 32 && core.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_hex = [32, 64].contains(&core.len()) && core.bytes().all(|b| b.is_ascii_hexdigit());
     let is_time = core.len() == 20 && core.ends_with('Z') && core.as_bytes()[10] == b'T';
     let is_base64 = core.len() == 44 && core.ends_with('=');
     let duration = ["µs", "ms", "s"].iter().any(|unit| {
@@ -152,7 +152,8 @@ fn stand_in(word: &str, seen: &mut HashMap<String, usize>) -> String {
     }
     let next = seen.len() + 1;
     let number = *seen.entry(core.to_owned()).or_insert(next);
-    if is_hex { format!("{number:032x}{tail}") } else { format!("{number:043}={tail}") }
+    let width = core.len();
+    if is_hex { format!("{number:0width$x}{tail}") } else { format!("{number:043}={tail}") }
 }
 
 /// Figures that depend on how sled laid out its files, and on the machine's disk.

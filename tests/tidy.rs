@@ -14,6 +14,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("observe", 0),
     ("text", 0),
     ("time", 0),
+    ("json", 0),
+    ("policy", 1),
     ("process", 1),
     ("failpoint", 0),
     ("material", 1),

@@ -4,19 +4,24 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::ser::{Error as _, SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::id::{Fingerprint, KeyVersion, OrgId, Origin, Suite};
+use crate::id::{CertificateHash, Fingerprint, KeyVersion, OrgId, Origin, Suite};
+use crate::json;
 use crate::material::KeyMaterial;
 use crate::sealed;
 use crate::time::rfc3339;
 
 const LABEL: &[u8] = b"byokv certificate v1";
 
-/// What a certificate is about.
+/// What a certificate is about. In JSON an object with `kind` and, for a suite, `suite`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(remote = "Self", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CertificateKind {
     /// A key version was retired.
@@ -33,6 +38,19 @@ pub enum CertificateKind {
     /// An org was erased: every key destroyed, then every record deleted.
     OrgErased,
 }
+json::tagged!(CertificateKind);
+
+/// Such as `key retired`.
+impl fmt::Display for CertificateKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyRetired => f.write_str("key retired"),
+            Self::SuiteRetired { suite } => write!(f, "suite {suite} retired"),
+            Self::KeyErased => f.write_str("key erased"),
+            Self::OrgErased => f.write_str("org erased"),
+        }
+    }
+}
 
 /// Proof that no record was left under a key version when its material was destroyed.
 ///
@@ -40,7 +58,11 @@ pub enum CertificateKind {
 /// the root key: only this store can make one, and only with this store, by
 /// [`KeyAdmin::verify_certificate`](crate::KeyAdmin::verify_certificate), can one be checked.
 /// It says what the live data proves: old ciphertext may still lie in sled's files, unreadable.
+///
+/// In JSON an object with the fields in their order; `kind` is followed by `suite` for a suite, and
+/// `at_unix_ms` is preceded by `at`, the same time as RFC 3339.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct Certificate {
     /// What was retired.
@@ -57,8 +79,8 @@ pub struct Certificate {
     pub fingerprint: Fingerprint,
     /// Who had made it.
     pub origin: Origin,
-    /// The version that was active at the end.
-    pub successor: KeyVersion,
+    /// The version that was active at the end; `None` where none was, because the org is erased.
+    pub successor: Option<KeyVersion>,
     /// Records that the rotation re-encrypted, over all restarts. A kill may lose the count of
     /// the last moment, never a record.
     pub records_rewritten: u64,
@@ -83,7 +105,88 @@ pub struct Certificate {
     pub authenticator: Vec<u8>,
 }
 
+impl Serialize for Certificate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if !serializer.is_human_readable() {
+            return Self::serialize(self, serializer);
+        }
+        let Self {
+            kind,
+            store,
+            org,
+            org_id,
+            version,
+            fingerprint,
+            origin,
+            successor,
+            records_rewritten,
+            records_verified,
+            records_deleted,
+            records_left,
+            at_unix_ms,
+            keyring_generation,
+            secret_generation,
+            authenticator,
+        } = self;
+        let mut map = serializer.serialize_map(None)?;
+        // The kind, and the suite beside it.
+        let kind = serde_json::to_value(kind).map_err(S::Error::custom)?;
+        for field in ["kind", "suite"] {
+            if let Some(value) = kind.get(field) {
+                map.serialize_entry(field, value)?;
+            }
+        }
+        map.serialize_entry("store", store)?;
+        map.serialize_entry("org", org)?;
+        map.serialize_entry("org_id", org_id)?;
+        map.serialize_entry("version", version)?;
+        map.serialize_entry("fingerprint", fingerprint)?;
+        map.serialize_entry("origin", origin)?;
+        map.serialize_entry("successor", successor)?;
+        map.serialize_entry("records_rewritten", records_rewritten)?;
+        map.serialize_entry("records_verified", records_verified)?;
+        map.serialize_entry("records_deleted", records_deleted)?;
+        map.serialize_entry("records_left", records_left)?;
+        map.serialize_entry("at", &rfc3339(*at_unix_ms))?;
+        map.serialize_entry("at_unix_ms", at_unix_ms)?;
+        map.serialize_entry("keyring_generation", keyring_generation)?;
+        map.serialize_entry("secret_generation", secret_generation)?;
+        map.serialize_entry("authenticator", &STANDARD.encode(authenticator))?;
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Certificate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return Self::deserialize(deserializer);
+        }
+        let mut fields: Map<String, Value> = Deserialize::deserialize(deserializer)?;
+        if let (Some(kind @ Value::String(_)), suite) =
+            (fields.get("kind").cloned(), fields.remove("suite"))
+        {
+            let suite = suite.map(|suite| ("suite".to_owned(), suite));
+            let kind = [("kind".to_owned(), kind)].into_iter().chain(suite);
+            fields.insert("kind".to_owned(), Value::Object(kind.collect()));
+        }
+        let at = fields.remove("at");
+        let certificate = Self::deserialize(Value::Object(fields)).map_err(D::Error::custom)?;
+        // The authenticator covers the number. A reader sees the text.
+        if at.is_some_and(|at| at != rfc3339(certificate.at_unix_ms)) {
+            return Err(D::Error::custom("`at` is another time than `at_unix_ms`"));
+        }
+        Ok(certificate)
+    }
+}
+
 impl Certificate {
+    /// Returns the SHA-256 of the certificate as the store encodes it. The entry of the audit log
+    /// that belongs to the certificate holds the same.
+    #[must_use]
+    pub fn sha256(&self) -> CertificateHash {
+        CertificateHash::from_bytes(Sha256::digest(&sealed::encode(self)[..]).into())
+    }
+
     pub(super) fn authenticate(mut self, key: &KeyMaterial) -> Self {
         self.authenticator.clear();
         self.authenticator = key.mac(LABEL, &sealed::encode(&self)).to_vec();
@@ -165,20 +268,26 @@ impl fmt::Display for Certificate {
             }
         }
         writeln!(f, "  fingerprint        {}", self.fingerprint)?;
-        if self.kind == CertificateKind::OrgErased {
-            writeln!(f, "  records deleted    {}", self.records_deleted)?;
-        } else if self.kind == CertificateKind::KeyErased {
-            writeln!(f, "  replaced by        {}", self.successor)?;
-            writeln!(f, "  envelopes erased   {}", self.records_deleted)?;
-        } else {
-            writeln!(f, "  replaced by        {}", self.successor)?;
-            writeln!(f, "  records rewritten  {}", self.records_rewritten)?;
-            writeln!(f, "  records verified   {}", self.records_verified)?;
+        if let Some(successor) = self.successor {
+            writeln!(f, "  replaced by        {successor}")?;
+        }
+        match self.kind {
+            CertificateKind::OrgErased => {
+                writeln!(f, "  records deleted    {}", self.records_deleted)?;
+            }
+            CertificateKind::KeyErased => {
+                writeln!(f, "  envelopes erased   {}", self.records_deleted)?;
+            }
+            CertificateKind::KeyRetired | CertificateKind::SuiteRetired { .. } => {
+                writeln!(f, "  records rewritten  {}", self.records_rewritten)?;
+                writeln!(f, "  records verified   {}", self.records_verified)?;
+            }
         }
         writeln!(f, "  records left       {}", self.records_left)?;
         writeln!(f, "  at                 {}", rfc3339(self.at_unix_ms))?;
         writeln!(f, "  keyring generation {}", self.keyring_generation)?;
         writeln!(f, "  store, org id      {}, {}", self.store, self.org_id)?;
+        writeln!(f, "  SHA-256            {}", self.sha256())?;
         write!(f, "  authenticator      {}", STANDARD.encode(&self.authenticator))
     }
 }
@@ -222,7 +331,7 @@ mod tests {
             version: KeyVersion::FIRST,
             fingerprint: Fingerprint::from_bytes([3; 16]),
             origin: Origin::Platform,
-            successor: KeyVersion::new(2).unwrap(),
+            successor: KeyVersion::new(2),
             records_rewritten: 10,
             records_verified: 12,
             records_deleted: 0,
@@ -238,31 +347,41 @@ mod tests {
     #[test]
     fn survives_json_and_verifies() {
         let certificate = certificate();
-        let back = Certificate::from_json(&certificate.to_json()).unwrap();
+        let json = certificate.to_json();
+        assert!(json.contains("\"at\": \"2023-11-14T22:13:20Z\""), "{json}");
+        let back = Certificate::from_json(&json).unwrap();
         assert_eq!(back, certificate);
         back.verify(&key(1)).unwrap();
+        let of_suite = Certificate {
+            kind: CertificateKind::SuiteRetired { suite: Suite::XChaCha20Poly1305 },
+            ..certificate
+        };
+        let json = of_suite.to_json();
+        assert!(json.starts_with("{\n  \"kind\": \"suite_retired\",\n  \"suite\""), "{json}");
+        assert_eq!(Certificate::from_json(&json).unwrap(), of_suite);
     }
 
     #[test]
     fn any_altered_field_and_any_other_key_is_refused() {
         let certificate = certificate();
         assert!(certificate.verify(&key(2)).is_err());
-        let json: serde_json::Value = serde_json::from_str(&certificate.to_json()).unwrap();
+        let json: Value = serde_json::from_str(&certificate.to_json()).unwrap();
         for (field, value) in json.as_object().unwrap() {
             let mut altered = json.clone();
             altered[field] = match (field.as_str(), value) {
-                ("kind", _) => serde_json::json!({"suite_retired": {"suite": "XAES-256-GCM"}}),
+                ("kind", _) => "key_erased".into(),
                 ("origin", _) => "customer".into(),
-                (_, serde_json::Value::Number(n)) => (n.as_u64().unwrap() + 1).into(),
-                (_, serde_json::Value::String(s)) => {
+                (_, Value::Number(n)) => (n.as_u64().unwrap() + 1).into(),
+                (_, Value::String(s)) => {
                     let first = if s.starts_with('0') { "1" } else { "0" };
                     format!("{first}{}", &s[1..]).into()
                 }
                 (_, other) => panic!("unexpected {other}"),
             };
             assert_ne!(altered, json, "{field}");
-            let parsed = Certificate::from_json(&altered.to_string()).unwrap();
-            assert!(parsed.verify(&key(1)).is_err(), "{field}");
+            let parsed = Certificate::from_json(&altered.to_string());
+            assert_eq!(parsed.is_err(), field == "at", "{field}");
+            assert!(parsed.is_err() || parsed.unwrap().verify(&key(1)).is_err(), "{field}");
         }
         assert!(Certificate::from_json("{}").is_err());
     }

@@ -1,154 +1,42 @@
 //! The audit log: one sealed, hash-chained entry for each change of a key.
 
 mod certificate;
+mod event;
+mod refusal;
 
 use std::fmt;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::ser::{SerializeStruct, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use certificate::{Certificate, CertificateKind};
+pub use event::AuditEvent;
+pub use refusal::KeyRefusal;
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
-use crate::id::{BackupId, Due, Fingerprint, KeyVersion, OrgId, Suite, TokenId, hex_array};
+use crate::id::{CertificateHash, Fingerprint, KeyVersion, OrgId, hex_array};
 use crate::material::KeyMaterial;
 use crate::sealed;
 use crate::time::rfc3339;
 
-/// What happened to a key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum AuditEvent {
-    /// The store was made.
-    StoreCreated,
-    /// An org was created under its first platform key.
-    OrgCreated,
-    /// An org's policy was changed.
-    PolicyChanged,
-    /// A customer's key was installed and made active.
-    KeyProvisioned,
-    /// A platform key was generated, installed and made active.
-    PlatformKeyRotated,
-    /// The suite for new values was changed.
-    SuiteChanged {
-        /// The suite before.
-        from: Suite,
-        /// The suite now.
-        to: Suite,
-    },
-    /// A version was retired: nothing is left under it and its material is destroyed.
-    KeyRetired,
-    /// Nothing is left under a suite that was replaced.
-    SuiteRetired {
-        /// The suite before.
-        suite: Suite,
-    },
-    /// A version under which no record is left is held before its retirement.
-    KeyHeld,
-    /// Records needed a held key; they were served, and the hold starts anew.
-    HoldBroken {
-        /// How often.
-        times: u64,
-    },
-    /// An operator let a held version go.
-    KeyReleased,
-    /// A key was destroyed because its org is erased.
-    KeyErased,
-    /// Every record of an erased org is deleted.
-    OrgErased,
-    /// What lives was moved to a fresh database.
-    DatabaseRewritten,
-    /// Nothing sealed under a retired key is left in the database's files.
-    ResidueErased,
-    /// A key is due to be rotated by its org's policy.
-    RotationDue {
-        /// Why.
-        why: Due,
-    },
-    /// A key's material was withheld.
-    KeySuspended,
-    /// A suspended key's material was given back.
-    KeyResumed,
-    /// A key was offered and refused.
-    KeyRefused {
-        /// Why, in the words of the error.
-        why: String,
-    },
-    /// The keyring was wrapped under a new root key.
-    RootKeyChanged,
-    /// An operator accepted that the store went back in time.
-    RollbackAccepted {
-        /// What was behind.
-        what: String,
-    },
-    /// A backup was made. The fingerprint is its key's.
-    BackupMade {
-        /// The backup.
-        backup: BackupId,
-        /// Whether all orgs were asked for.
-        whole_store: bool,
-        /// Name and id of each org in it.
-        orgs: Vec<(String, OrgId)>,
-        /// Orgs that were suspended and so are not in it.
-        left_out: u64,
-        /// Records of the others that did not open and so are not in it.
-        unreadable: u64,
-    },
-    /// An org is being restored from a backup, under a new key, seen by nobody.
-    RestoreBegun {
-        /// The backup.
-        backup: BackupId,
-    },
-    /// An org was restored, whole.
-    OrgRestored {
-        /// The backup.
-        backup: BackupId,
-    },
-    /// A restore failed or was cut off: what it had written cannot be read and is deleted.
-    RestoreDiscarded,
-    /// An import token was made: a key may come in under it.
-    ImportTokenMade {
-        /// The token.
-        token: TokenId,
-        /// When it expires, milliseconds since 1970-01-01 UTC.
-        expires_unix_ms: u64,
-    },
-    /// A sealed key was opened under an import token, and the token's private half destroyed.
-    ImportTokenUsed {
-        /// The token.
-        token: TokenId,
-    },
-    /// An import token expired unused, and its private half was destroyed.
-    ImportTokenExpired {
-        /// The token.
-        token: TokenId,
-    },
-    /// A sealed key was refused.
-    SealedKeyRefused {
-        /// The token that it names.
-        token: TokenId,
-        /// Why, in the words of the error.
-        why: String,
-    },
-    /// Records whose blinded name opened under no key of the org were deleted.
-    NamelessRemoved {
-        /// How many.
-        records: u64,
-    },
-    /// A backup was begun: from now on there may be one. The fingerprint is its key's.
-    BackupBegun {
-        /// The backup.
-        backup: BackupId,
-        /// Names of the orgs that were asked for; none if it is of all.
-        only: Vec<String>,
-    },
+/// An org as the audit log names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OrgRef {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: OrgId,
 }
 
 /// One entry of the audit log.
+///
+/// In JSON an object with the fields in their order, and `at`, the time as RFC 3339, before
+/// `at_unix_ms`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct AuditEntry {
     /// Number, from 1 without gaps.
@@ -157,8 +45,8 @@ pub struct AuditEntry {
     pub at_unix_ms: u64,
     /// What happened.
     pub event: AuditEvent,
-    /// The org's name and id, if it is about one.
-    pub org: Option<(String, OrgId)>,
+    /// The org that it is about, if it is about one.
+    pub org: Option<OrgRef>,
     /// The key version, if it is about one.
     pub version: Option<KeyVersion>,
     /// The key's fingerprint (for [`AuditEvent::RootKeyChanged`] the new root key's).
@@ -168,67 +56,61 @@ pub struct AuditEntry {
     pub previous: [u8; 32],
 }
 
+impl Serialize for AuditEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        if !serializer.is_human_readable() {
+            return Self::serialize(self, serializer);
+        }
+        let Self { number, at_unix_ms, event, org, version, fingerprint, previous } = self;
+        let mut entry = serializer.serialize_struct("AuditEntry", 8)?;
+        entry.serialize_field("number", number)?;
+        entry.serialize_field("at", &rfc3339(*at_unix_ms))?;
+        entry.serialize_field("at_unix_ms", at_unix_ms)?;
+        entry.serialize_field("event", event)?;
+        entry.serialize_field("org", org)?;
+        entry.serialize_field("version", version)?;
+        entry.serialize_field("fingerprint", fingerprint)?;
+        entry.serialize_field("previous", &hex(previous))?;
+        entry.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for AuditEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+}
+
+/// The end of the audit log: every entry before it is fixed by its hash.
+///
+/// An operator who writes it down notices later whether the log up to there was made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct AuditHead {
+    /// Number of the last entry.
+    pub number: u64,
+    /// SHA-256 of the last entry as it is encoded, in JSON as hex.
+    #[serde(with = "hex_array")]
+    pub sha256: [u8; 32],
+}
+
+/// Such as `entry 5, SHA-256 3f2a…`.
+impl fmt::Display for AuditHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {}, SHA-256 {}", self.number, hex(&self.sha256))
+    }
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    base16ct::lower::encode_string(bytes)
+}
+
 impl fmt::Display for AuditEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>4}  {}  ", self.number, rfc3339(self.at_unix_ms))?;
-        match &self.event {
-            AuditEvent::StoreCreated => f.write_str("store created")?,
-            AuditEvent::OrgCreated => f.write_str("org created")?,
-            AuditEvent::PolicyChanged => f.write_str("policy changed")?,
-            AuditEvent::KeyProvisioned => f.write_str("customer key provisioned")?,
-            AuditEvent::PlatformKeyRotated => f.write_str("platform key installed")?,
-            AuditEvent::SuiteChanged { from, to } => write!(f, "suite changed: {from} to {to}")?,
-            AuditEvent::KeyRetired => f.write_str("key retired")?,
-            AuditEvent::SuiteRetired { suite } => write!(f, "suite {suite} retired")?,
-            AuditEvent::KeyHeld => f.write_str("key held before its retirement")?,
-            AuditEvent::HoldBroken { times } => write!(f, "hold broken {times} times")?,
-            AuditEvent::KeyReleased => f.write_str("key released for retirement")?,
-            AuditEvent::KeyErased => f.write_str("key destroyed with its org")?,
-            AuditEvent::OrgErased => f.write_str("org erased, no record left")?,
-            AuditEvent::DatabaseRewritten => f.write_str("database rewritten")?,
-            AuditEvent::ResidueErased => f.write_str("residue erased")?,
-            AuditEvent::RotationDue { why } => write!(f, "key due for rotation by {why}")?,
-            AuditEvent::KeySuspended => f.write_str("key suspended")?,
-            AuditEvent::KeyResumed => f.write_str("key resumed")?,
-            AuditEvent::KeyRefused { why } => write!(f, "key refused ({why})")?,
-            AuditEvent::RootKeyChanged => f.write_str("root key changed")?,
-            AuditEvent::RollbackAccepted { what } => write!(f, "rollback accepted ({what})")?,
-            AuditEvent::BackupMade { backup, whole_store, orgs, left_out, unreadable } => {
-                write!(f, "backup {backup} made, ")?;
-                match (orgs.as_slice(), whole_store) {
-                    ([(org, _)], false) => write!(f, "of org {org}")?,
-                    (orgs, true) => write!(f, "of all orgs, {}", orgs.len())?,
-                    (orgs, false) => write!(f, "of {} orgs", orgs.len())?,
-                }
-                if (*left_out, *unreadable) != (0, 0) {
-                    write!(f, ", without {left_out} orgs and {unreadable} records")?;
-                }
-            }
-            AuditEvent::BackupBegun { backup, only } => {
-                write!(f, "backup {backup} begun, ")?;
-                match only.as_slice() {
-                    [] => f.write_str("of all orgs")?,
-                    [org] => write!(f, "of org {org}")?,
-                    orgs => write!(f, "of {} orgs", orgs.len())?,
-                }
-            }
-            AuditEvent::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun")?,
-            AuditEvent::OrgRestored { backup } => write!(f, "org restored from backup {backup}")?,
-            AuditEvent::RestoreDiscarded => f.write_str("unfinished restore discarded")?,
-            AuditEvent::ImportTokenMade { token, expires_unix_ms } => {
-                write!(f, "import token {token} made, until {}", rfc3339(*expires_unix_ms))?;
-            }
-            AuditEvent::ImportTokenUsed { token } => write!(f, "import token {token} used")?,
-            AuditEvent::ImportTokenExpired { token } => write!(f, "import token {token} expired")?,
-            AuditEvent::SealedKeyRefused { token, why } => {
-                write!(f, "sealed key under token {token} refused ({why})")?;
-            }
-            AuditEvent::NamelessRemoved { records } => {
-                write!(f, "{records} records whose name does not open removed")?;
-            }
-        }
-        if let Some((name, _)) = &self.org {
-            write!(f, "  org {name}")?;
+        write!(f, "{}", self.event)?;
+        if let Some(org) = &self.org {
+            write!(f, "  org {}", org.name)?;
         }
         if let Some(version) = self.version {
             write!(f, "  {version}")?;
@@ -244,7 +126,7 @@ impl fmt::Display for AuditEntry {
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) event: AuditEvent,
-    pub(crate) org: Option<(String, OrgId)>,
+    pub(crate) org: Option<OrgRef>,
     pub(crate) version: Option<KeyVersion>,
     pub(crate) fingerprint: Option<Fingerprint>,
 }
@@ -255,7 +137,7 @@ impl Draft {
     }
 
     pub(crate) fn org(mut self, name: &str, id: OrgId) -> Self {
-        self.org = Some((name.to_owned(), id));
+        self.org = Some(OrgRef { name: name.to_owned(), id });
         self
     }
 
@@ -264,6 +146,15 @@ impl Draft {
         self.fingerprint = Some(fingerprint);
         self
     }
+}
+
+/// A certificate that was just made.
+pub(crate) struct Certified {
+    pub(crate) certificate: Certificate,
+    /// Where the database keeps it, and what it keeps there.
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) hash: CertificateHash,
 }
 
 /// Seals entries and certificates, and reads them back.
@@ -325,9 +216,28 @@ impl Notary {
         Ok((entry, head))
     }
 
-    pub(crate) fn certify(&self, certificate: Certificate) -> Certificate {
+    /// Adds the authenticator to a certificate, and gives back also what the database keeps of it
+    /// and the hash of exactly those bytes, before they are sealed.
+    pub(crate) fn certify(&self, certificate: Certificate) -> Result<Certified> {
         let secret_generation = self.generation;
-        Certificate { secret_generation, ..certificate }.authenticate(&self.certificates)
+        let certificate = Certificate { secret_generation, ..certificate };
+        let certificate = certificate.authenticate(&self.certificates);
+        let (key, bytes) = (certificate.key(), sealed::encode(&certificate));
+        let value = sealed::seal_bytes(&self.entries, &key, &bytes)?;
+        let hash = CertificateHash::from_bytes(Sha256::digest(&bytes[..]).into());
+        Ok(Certified { certificate, key, value, hash })
+    }
+
+    /// Opens a certificate that stands under `key` in the database, and hashes the stored bytes.
+    /// `None` if they were not sealed by this store for this key.
+    pub(crate) fn open_certificate(
+        &self,
+        key: &[u8],
+        stored: &[u8],
+    ) -> Option<(Certificate, CertificateHash)> {
+        let bytes = sealed::open_bytes(&self.entries, key, stored)?;
+        let hash = CertificateHash::from_bytes(Sha256::digest(&bytes[..]).into());
+        Some((sealed::decode(&bytes)?, hash))
     }
 
     pub(crate) fn verify(&self, certificate: &Certificate) -> Result<()> {
@@ -366,7 +276,7 @@ mod tests {
         let notary = notary();
         let mut head: Head = (0, [0; 32]);
         let mut stored = Vec::new();
-        for event in [AuditEvent::StoreCreated, AuditEvent::OrgCreated, AuditEvent::KeyRetired] {
+        for event in [AuditEvent::StoreCreated, AuditEvent::OrgCreated, AuditEvent::KeyHeld] {
             let (_, sealed, next) = notary.append(head, Draft::new(event), 0).unwrap();
             stored.push(sealed);
             head = next;

@@ -1,7 +1,8 @@
 //! The one place that makes certificates.
 
 use super::Engine;
-use crate::audit::{Certificate, CertificateKind};
+use super::change::Drafts;
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Certified, Draft};
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId};
 use crate::keyring::{Keyring, Owed};
@@ -13,7 +14,8 @@ pub(crate) struct Claim {
     pub(crate) kind: CertificateKind,
     pub(crate) org: OrgId,
     pub(crate) version: KeyVersion,
-    pub(crate) successor: KeyVersion,
+    /// The version that took its place, where one did.
+    pub(crate) successor: Option<KeyVersion>,
     pub(crate) records_rewritten: u64,
     pub(crate) records_verified: u64,
     pub(crate) records_deleted: u64,
@@ -24,7 +26,7 @@ impl Claim {
         kind: CertificateKind,
         org: OrgId,
         version: KeyVersion,
-        successor: KeyVersion,
+        successor: Option<KeyVersion>,
     ) -> Self {
         Self {
             kind,
@@ -39,17 +41,18 @@ impl Claim {
 }
 
 impl Engine {
-    /// Makes the certificate of `claim`, authenticated, and has the keyring that is being changed
-    /// owe it to the database. Returns `None` if the keyring does not know the org or the version.
+    /// Makes the certificate of `claim` and its entry in the audit log, which holds the
+    /// certificate's hash, and has the keyring that is being changed owe both to the database.
+    /// Returns `None` if the keyring does not know the org or the version.
     pub(crate) fn certify(
         &self,
         keyring: &mut Keyring,
+        drafts: &mut Drafts,
         claim: Claim,
     ) -> Result<Option<Certificate>> {
         let Some(entry) = keyring.entry(claim.org) else { return Ok(None) };
         let Some(version) = entry.version(claim.version) else { return Ok(None) };
-        let notary = self.notary();
-        let certificate = notary.certify(Certificate {
+        let certified = self.notary().certify(Certificate {
             kind: claim.kind,
             store: keyring.store,
             org: entry.name.clone(),
@@ -66,9 +69,21 @@ impl Engine {
             keyring_generation: keyring.generation,
             secret_generation: 0,
             authenticator: Vec::new(),
+        })?;
+        let Certified { certificate, key, value, hash } = certified;
+        let (draft, names_key) = match claim.kind {
+            CertificateKind::KeyRetired => (AuditEvent::KeyRetired { certificate: hash }, true),
+            CertificateKind::SuiteRetired { suite } => {
+                (AuditEvent::SuiteRetired { suite, certificate: hash }, false)
+            }
+            CertificateKind::KeyErased => (AuditEvent::ResidueErased { certificate: hash }, true),
+            CertificateKind::OrgErased => (AuditEvent::OrgErased { certificate: hash }, false),
+        };
+        let draft = Draft::new(draft).org(&entry.name, claim.org);
+        drafts.push(match names_key {
+            true => draft.key(version.version, version.fingerprint),
+            false => draft,
         });
-        let key = certificate.key();
-        let value = notary.seal(&key, &certificate)?;
         keyring.outbox.push(Owed { key, value });
         Ok(Some(certificate))
     }

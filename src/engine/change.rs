@@ -5,13 +5,14 @@ use std::sync::{Arc, PoisonError};
 
 use super::import::expire;
 use super::{Engine, OrgKeys, OrgState};
-use crate::audit::{AuditEvent, Draft};
+use crate::audit::{AuditEvent, Draft, KeyRefusal};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::root::RootKey;
 use crate::keyring::{Installed, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
+use crate::policy::PolicyChange;
 use crate::storage::Space;
 use crate::time::now_unix_ms;
 
@@ -198,13 +199,12 @@ impl Engine {
         fingerprint: crate::id::Fingerprint,
         refused: Error,
     ) -> Error {
-        if !refused.is_refused_key() {
+        let Some(why) = KeyRefusal::of(&refused).filter(|_| refused.is_refused_key()) else {
             return refused;
-        }
+        };
         tracing::warn!(org = %org.name, %fingerprint, error = %refused, "key refused");
         let noted = self.change(None, |_, drafts| {
-            let event = AuditEvent::KeyRefused { why: refused.to_string() };
-            let mut draft = Draft::new(event).org(&org.name, org.id);
+            let mut draft = Draft::new(AuditEvent::KeyRefused { why }).org(&org.name, org.id);
             draft.fingerprint = Some(fingerprint);
             drafts.push(draft);
             Ok(())
@@ -228,9 +228,19 @@ impl Engine {
         Ok(from)
     }
 
-    pub(crate) fn set_policy(&self, org: &OrgState, policy: OrgPolicy) -> Result<()> {
+    /// Returns what was changed; a policy that changes nothing is not noted either.
+    pub(crate) fn set_policy(
+        &self,
+        org: &OrgState,
+        policy: OrgPolicy,
+    ) -> Result<Vec<PolicyChange>> {
         self.check_open()?;
         policy.check()?;
+        let is_same =
+            |keyring: &Keyring| keyring.entry(org.id).is_some_and(|entry| entry.policy == policy);
+        if self.with_keyring(is_same) {
+            return Ok(Vec::new());
+        }
         self.change(None, |keyring, drafts| {
             let entry = keyring.org_mut(org.id, &org.name)?;
             if policy.suite() != entry.suite {
@@ -244,9 +254,11 @@ impl Engine {
                      another org and copy the records there",
                 ));
             }
+            let changes = entry.policy.changes(&policy);
             entry.policy = policy;
-            drafts.push(Draft::new(AuditEvent::PolicyChanged).org(&org.name, org.id));
-            Ok(())
+            let event = AuditEvent::PolicyChanged { changes: changes.clone() };
+            drafts.push(Draft::new(event).org(&org.name, org.id));
+            Ok(changes)
         })
     }
 

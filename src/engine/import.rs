@@ -40,6 +40,7 @@ mod tokens {
     use std::time::Duration;
 
     use super::{AuditEvent, Draft, Engine, Result};
+    use crate::audit::KeyRefusal;
     use crate::engine::OrgState;
     use crate::error::{Error, ImportError, KeyMaterialError};
     use crate::id::{Fingerprint, Origin};
@@ -130,7 +131,7 @@ mod tokens {
                         draft(AuditEvent::KeyProvisioned).key(*to, *fingerprint)
                     }
                     Err(why) => {
-                        let why = why.to_string();
+                        let why = KeyRefusal::of_import(why);
                         let event = AuditEvent::SealedKeyRefused { token: id, why };
                         Draft { fingerprint, ..draft(event) }
                     }
@@ -159,13 +160,11 @@ mod tokens {
             sealed: &SealedKey,
             refused: Error,
         ) -> Error {
-            if !refused.is_refused_key() && !matches!(refused, Error::KeyMaterial(_)) {
-                return refused;
-            }
+            let Some(why) = KeyRefusal::of(&refused) else { return refused };
             let token = sealed.token_id();
             tracing::warn!(org = %org.name, %token, error = %refused, "sealed key refused");
             let noted = self.change(None, |_, drafts| {
-                let event = AuditEvent::SealedKeyRefused { token, why: refused.to_string() };
+                let event = AuditEvent::SealedKeyRefused { token, why };
                 let mut draft = Draft::new(event).org(&org.name, org.id);
                 if let Error::UnexpectedKey { given, .. } = &refused {
                     draft.fingerprint = Some(*given);
@@ -192,9 +191,8 @@ mod tokens {
         }
         let live = keyring.token(sealed.token_id())?;
         if live.org != org.id {
-            let owner = keyring.orgs.iter().find(|other| other.id == live.org);
-            let made_for = owner.map_or_else(String::new, |other| other.name.clone());
-            return Err(ImportError::OtherOrg { made_for, given: org.name.to_string() }.into());
+            // Not which: this org's operator and log are told nothing of another one's.
+            return Err(ImportError::OtherOrg { given: org.name.to_string() }.into());
         }
         keyring.check_may_bring_key(&org.name)?;
         let name = (&*org.name, org.id);

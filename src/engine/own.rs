@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Engine;
-use crate::audit::Notary;
+use crate::audit::{Certificate, Notary};
 use crate::error::Result;
+use crate::id::CertificateHash;
 use crate::keyring::StoreSecret;
 use crate::storage::Space;
 
@@ -51,5 +52,19 @@ impl Engine {
     ) -> Result<Option<T>> {
         let opened = self.notary().open(key, stored);
         opened.map_or_else(|| self.kept(key), |thing| Ok(Some(thing)))
+    }
+
+    /// Like [`open_kept`](Self::open_kept), for a certificate, with the hash of its stored bytes.
+    pub(crate) fn open_certificate(
+        &self,
+        key: &[u8],
+        stored: &[u8],
+    ) -> Result<Option<(Certificate, CertificateHash)>> {
+        let notary = self.notary();
+        if let Some(opened) = notary.open_certificate(key, stored) {
+            return Ok(Some(opened));
+        }
+        let stored = self.storage.get(Space::System, key)?;
+        Ok(stored.and_then(|stored| notary.open_certificate(key, &stored)))
     }
 }

@@ -171,7 +171,7 @@ impl Engine {
         self.change(None, |keyring, drafts| {
             let mut claims = Vec::new();
             for org in &mut keyring.orgs {
-                let successor = org.newest().version;
+                let successor = org.erasure.is_none().then_some(org.newest().version);
                 for v in org.versions.iter_mut().filter(|v| v.state == KeyState::Retired) {
                     if v.residue_erased || left.contains_key(&(org.id, v.version)) {
                         continue;
@@ -182,18 +182,13 @@ impl Engine {
                     v.residue_erased = true;
                     let found =
                         before.iter().find(|r| (r.org_id, r.version) == (org.id, v.version));
-                    drafts.push(
-                        Draft::new(AuditEvent::ResidueErased)
-                            .org(&org.name, org.id)
-                            .key(v.version, v.fingerprint),
-                    );
                     claims.push(Claim {
                         records_deleted: found.map_or(0, |residue| residue.envelopes),
                         ..Claim::new(CertificateKind::KeyErased, org.id, v.version, successor)
                     });
                 }
             }
-            let certified = claims.into_iter().map(|claim| self.certify(keyring, claim));
+            let certified = claims.into_iter().map(|claim| self.certify(keyring, drafts, claim));
             certified.filter_map(Result::transpose).collect()
         })
     }

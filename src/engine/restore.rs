@@ -42,6 +42,7 @@ mod begun {
     use std::sync::{Arc, PoisonError};
 
     use super::{AuditEvent, Draft, Engine, OrgId, Result, failpoint, now_unix_ms};
+    use crate::audit::OrgRef;
     use crate::engine::OrgState;
     use crate::error::Error;
     use crate::id::{BackupId, Fingerprint, Origin};
@@ -68,7 +69,12 @@ mod begun {
             self.check_open()?;
             self.change(None, |keyring, drafts| {
                 keyring.add_backup_key(key)?;
-                let event = AuditEvent::BackupBegun { backup, only: only.to_vec() };
+                let named = |name: &String| {
+                    let id = keyring.org(name)?.id;
+                    Ok(OrgRef { name: name.clone(), id })
+                };
+                let only = only.iter().map(named).collect::<Result<_>>()?;
+                let event = AuditEvent::BackupBegun { backup, only };
                 drafts.push(Draft { fingerprint: Some(key), ..Draft::new(event) });
                 Ok(())
             })

@@ -20,14 +20,11 @@ pub enum ImportError {
     },
     /// The token was made for another org.
     #[error(
-        "this key was sealed for the org \"{made_for}\", not for \"{given}\"; nothing was changed; \
-         name the right org, or make a token for \"{given}\"",
-        made_for = escape(.made_for.as_bytes()),
+        "this key was sealed for another org, not for \"{given}\"; nothing was changed; name the \
+         org that the token was made for, or make a token for \"{given}\"",
         given = escape(.given.as_bytes())
     )]
     OtherOrg {
-        /// The org of the token.
-        made_for: String,
         /// The org that was to get the key.
         given: String,
     },

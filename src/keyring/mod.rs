@@ -20,7 +20,7 @@ use crate::material::KeyMaterial;
 pub(crate) use names::Looks;
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Newcomer, OrgHistory};
-pub use rules::{NamePolicy, OrgPolicy, RetirePolicy};
+pub use rules::{NamePolicy, OrgPolicy};
 pub(crate) use secret::StoreSecret;
 #[cfg(feature = "import")]
 pub(crate) use tokens::LiveToken;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{Due, KeyState, Suite};
+use crate::policy::{PolicyChange, RetirePolicy, plain};
 
 /// What an org may do, and how it starts.
 ///
@@ -94,22 +95,6 @@ impl RotateAfter {
     pub(crate) fn is_some(&self) -> bool {
         *self != Self::default()
     }
-}
-
-/// When a version under which no record is left is retired.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RetirePolicy {
-    /// As soon as that is proven.
-    #[default]
-    Immediate,
-    /// After a hold of this length, which is a rehearsal: a record that would need the version
-    /// meanwhile is served all the same, counted and re-encrypted, and the hold starts anew.
-    /// When the hold is over it is proven once more that no record is left.
-    AfterHold(Duration),
-    /// Not before [`KeyAdmin::retire`](crate::KeyAdmin::retire) is called. Until then it is held
-    /// like above.
-    Manual,
 }
 
 impl OrgPolicy {
@@ -217,6 +202,31 @@ impl OrgPolicy {
         self
     }
 
+    /// Returns each setting that differs in `after`. Suite and names are not among them: a policy
+    /// changes neither.
+    pub(crate) fn changes(&self, after: &Self) -> Vec<PolicyChange> {
+        let Self { may_bring_key, suite: _, retire, rotate_after, names: _ } = *self;
+        let RotateAfter { age, records, bytes } = rotate_after;
+        let now = after.rotate_after;
+        let all = [
+            (may_bring_key != after.may_bring_key).then_some(PolicyChange::Byok {
+                before: may_bring_key,
+                after: after.may_bring_key,
+            }),
+            (retire != after.retire)
+                .then_some(PolicyChange::Retire { before: retire, after: after.retire }),
+            (age != now.age)
+                .then_some(PolicyChange::RotationAfterAge { before: age, after: now.age }),
+            (records != now.records).then_some(PolicyChange::RotationAfterRecords {
+                before: records,
+                after: now.records,
+            }),
+            (bytes != now.bytes)
+                .then_some(PolicyChange::RotationAfterBytes { before: bytes, after: now.bytes }),
+        ];
+        all.into_iter().flatten().collect()
+    }
+
     /// A limit that every new key would be beyond at once.
     pub(crate) fn check(&self) -> Result<()> {
         let RotateAfter { age, records, bytes } = self.rotate_after;
@@ -275,25 +285,7 @@ impl fmt::Display for OrgPolicy {
         } else {
             write!(f, "keys are due after {}", limits.join(" or "))?;
         }
-        match self.retire {
-            RetirePolicy::Immediate => f.write_str(", retire at once"),
-            RetirePolicy::AfterHold(hold) => {
-                write!(f, ", retire after a hold of {}", plain(hold))
-            }
-            RetirePolicy::Manual => f.write_str(", retire by hand"),
-        }
-    }
-}
-
-/// Days, where that is exact: months have no fixed length.
-fn plain(time: Duration) -> String {
-    const DAY: u64 = 24 * 3600;
-    match (time.as_secs(), time.subsec_nanos()) {
-        (DAY, 0) => "1 day".to_owned(),
-        (seconds, 0) if seconds > 0 && seconds.is_multiple_of(DAY) => {
-            format!("{} days", seconds / DAY)
-        }
-        _ => humantime::format_duration(time).to_string(),
+        write!(f, ", retire {}", self.retire)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::count::HeaderCount;
 use super::pass::Cursor;
-use crate::audit::{AuditEvent, CertificateKind, Draft};
+use crate::audit::CertificateKind;
 use crate::engine::{Claim, Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
@@ -73,9 +73,9 @@ impl Deletion {
             };
             entry.erasure = Some(Erasure::RecordsDeleted);
             let version = entry.newest().version;
-            let claim = Claim::new(CertificateKind::OrgErased, org.id, version, version);
-            engine.certify(keyring, Claim { records_deleted: self.deleted(), ..claim })?;
-            drafts.push(Draft::new(AuditEvent::OrgErased).org(&org.name, org.id));
+            let claim = Claim::new(CertificateKind::OrgErased, org.id, version, None);
+            let claim = Claim { records_deleted: self.deleted(), ..claim };
+            engine.certify(keyring, drafts, claim)?;
             Ok(())
         })?;
         tracing::info!(org = %org.name, records = self.deleted(), "org erased");

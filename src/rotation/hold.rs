@@ -6,7 +6,8 @@ use crate::audit::{AuditEvent, Draft};
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::id::KeyVersion;
-use crate::keyring::{OrgEntry, RetirePolicy};
+use crate::keyring::OrgEntry;
+use crate::policy::RetirePolicy;
 use crate::time::now_unix_ms;
 
 /// What the policy says of versions under which no record is left.

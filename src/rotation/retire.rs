@@ -3,7 +3,7 @@
 
 use super::count::Counted;
 use super::pass::{CleanPass, Rewritten};
-use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft};
+use crate::audit::{Certificate, CertificateKind};
 use crate::engine::{Claim, Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
@@ -74,7 +74,7 @@ pub(super) fn retire(
         rewritten.iter().filter(|&(&(v, s), _)| of(v, s)).map(|(_, count)| count).sum()
     };
     let certificates = engine.change(None, |keyring, drafts| {
-        let successor = pass.leaving.active;
+        let successor = Some(pass.leaving.active);
         let claim = |kind, version, records_rewritten| Claim {
             records_rewritten,
             records_verified: pass.records,
@@ -84,21 +84,16 @@ pub(super) fn retire(
         let mut claims = Vec::new();
         for &version in &versions {
             entry.retire(version, now)?;
-            let Some(retired) = entry.version(version) else { continue };
-            let draft = Draft::new(AuditEvent::KeyRetired).org(&org.name, org.id);
-            drafts.push(draft.key(version, retired.fingerprint));
             let rewritten = count(&|v, _| v == version);
             claims.push(claim(CertificateKind::KeyRetired, version, rewritten));
         }
         if let Some(suite) = suite {
             entry.suite_before = None;
-            let event = AuditEvent::SuiteRetired { suite };
-            drafts.push(Draft::new(event).org(&org.name, org.id));
             let kind = CertificateKind::SuiteRetired { suite };
             let rewritten = count(&|_, s| s == suite);
             claims.push(claim(kind, entry.newest().version, rewritten));
         }
-        let certified = claims.into_iter().map(|claim| engine.certify(keyring, claim));
+        let certified = claims.into_iter().map(|claim| engine.certify(keyring, drafts, claim));
         certified.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
     })?;
     engine.publish(org);

@@ -17,9 +17,9 @@ use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::audit::AuditEvent;
+use crate::audit::{AuditEvent, OrgRef};
 use crate::backup::{
-    BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
+    BackedUpOrg, BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
 };
 use crate::engine::{Engine, OrgState, Watch};
 use crate::envelope::Value;
@@ -126,10 +126,15 @@ impl<'a> Backup<'a> {
             unnamed: 0,
         };
         let (contents, unreadable) = making.run(head)?;
-        let orgs = contents.orgs.iter().map(|org| (org.name.clone(), org.id)).collect();
+        let named = |org: &BackedUpOrg| OrgRef { name: org.name.clone(), id: org.id };
         let left_out = contents.left_out.len() as u64;
-        let event =
-            AuditEvent::BackupMade { backup: head.id, whole_store, orgs, left_out, unreadable };
+        let event = AuditEvent::BackupMade {
+            backup: head.id,
+            whole_store,
+            orgs: contents.orgs.iter().map(named).collect(),
+            left_out: Some(left_out),
+            unreadable: Some(unreadable),
+        };
         engine.audit_backup(event, key)?;
         tracing::info!(backup = %head.id, orgs = contents.orgs.len(), left_out, "backup made");
         Ok(contents)

@@ -183,11 +183,11 @@ fn verify(ui: Ui, all: impl Iterator<Item = byokv::Result<Certificate>>) -> Resu
 /// A backup may be of several orgs.
 fn is_about(entry: &AuditEntry, org: &str) -> bool {
     match &entry.event {
-        AuditEvent::BackupMade { orgs, .. } => orgs.iter().any(|(name, _)| name == org),
+        AuditEvent::BackupMade { orgs, .. } => orgs.iter().any(|each| each.name == org),
         AuditEvent::BackupBegun { only, .. } => {
-            only.is_empty() || only.iter().any(|name| name == org)
+            only.is_empty() || only.iter().any(|each| each.name == org)
         }
-        _ => entry.org.as_ref().is_some_and(|(name, _)| name == org),
+        _ => entry.org.as_ref().is_some_and(|each| each.name == org),
     }
 }
 
@@ -214,8 +214,12 @@ impl Audit {
                 store.org(org)?;
             }
             if self.verify {
-                let json = json!({"entries": entries, "intact": true});
-                ui.done(&json, format_args!("{entries} entries, the log is whole"))?;
+                let head = store.keys().audit_head();
+                let json = json!({"entries": entries, "intact": true, "head": head});
+                ui.done(
+                    &json,
+                    format_args!("{entries} entries, the log is whole; it ends with {head}"),
+                )?;
             }
             Ok(())
         })

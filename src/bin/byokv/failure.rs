@@ -140,8 +140,8 @@ impl Failure {
             }
             Error::RetirementAwaited { org, .. } => format!("byokv key retire {}", quoted(org)),
             Error::OrgUnknown { .. } => "byokv org list".to_owned(),
-            Error::Import(ImportError::OtherOrg { made_for, .. }) => {
-                format!("byokv key provision {} --sealed", quoted(made_for))
+            Error::Import(ImportError::OtherOrg { .. }) => {
+                "`byokv audit` says for which org the token was made".to_owned()
             }
             Error::Import(ImportError::Expired { .. } | ImportError::Used { .. }) => {
                 "byokv key import-token ORG".to_owned()

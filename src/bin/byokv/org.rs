@@ -110,9 +110,14 @@ impl Policy {
             policy = policy.with_rotation_after_bytes(bytes);
         }
         let may = if policy.may_bring_key() { "may" } else { "may not" };
-        let text = format!("org {} {may} bring its own key; {policy}", self.name);
-        store.keys().set_policy(&self.name, policy)?;
-        ui.done(&store.keys().status(&self.name)?, text)
+        let mut text = format!("org {} {may} bring its own key; {policy}", self.name);
+        let changes = store.keys().set_policy(&self.name, policy)?;
+        for change in &changes {
+            text += &format!("\n  {change}");
+        }
+        let mut json = json!(store.keys().status(&self.name)?);
+        json["changes"] = json!(changes);
+        ui.done(&json, text)
     }
 }
 

@@ -47,7 +47,7 @@ fn expired_in_audit(engine: &Engine) -> Vec<TokenId> {
         let (entry, head) = engine.read_audit_entry(at, end).unwrap();
         at = (head.0, Some(head.1));
         if let AuditEvent::ImportTokenExpired { token } = entry.event {
-            assert_eq!(entry.org.unwrap().0, "acme");
+            assert_eq!(entry.org.unwrap().name, "acme");
             expired.push(token);
         }
     }

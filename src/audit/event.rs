@@ -1,0 +1,228 @@
+//! What the audit log tells of.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{KeyRefusal, OrgRef};
+use crate::id::{BackupId, CertificateHash, Due, Suite, TokenId};
+use crate::policy::PolicyChange;
+use crate::time::rfc3339;
+
+/// What happened to a key.
+///
+/// In JSON an object whose first field is `kind`, followed by the fields of the variant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AuditEvent {
+    /// The store was made.
+    StoreCreated,
+    /// An org was created under its first platform key.
+    OrgCreated,
+    /// An org's policy was changed.
+    PolicyChanged {
+        /// Each setting that was changed, before and after.
+        changes: Vec<PolicyChange>,
+    },
+    /// A customer's key was installed and made active.
+    KeyProvisioned,
+    /// A platform key was generated, installed and made active.
+    PlatformKeyRotated,
+    /// The suite for new values was changed.
+    SuiteChanged {
+        /// The suite before.
+        from: Suite,
+        /// The suite now.
+        to: Suite,
+    },
+    /// A version was retired: nothing is left under it and its material is destroyed.
+    KeyRetired {
+        /// SHA-256 of the certificate of that.
+        certificate: CertificateHash,
+    },
+    /// Nothing is left under a suite that was replaced.
+    SuiteRetired {
+        /// The suite before.
+        suite: Suite,
+        /// SHA-256 of the certificate of that.
+        certificate: CertificateHash,
+    },
+    /// A version under which no record is left is held before its retirement.
+    KeyHeld,
+    /// Records needed a held key; they were served, and the hold starts anew.
+    HoldBroken {
+        /// How often.
+        times: u64,
+    },
+    /// An operator let a held version go.
+    KeyReleased,
+    /// A key was destroyed because its org is erased.
+    KeyErased,
+    /// Every record of an erased org is deleted.
+    OrgErased {
+        /// SHA-256 of the certificate of that.
+        certificate: CertificateHash,
+    },
+    /// What lives was moved to a fresh database.
+    DatabaseRewritten,
+    /// Nothing sealed under a retired key is left in the database's files.
+    ResidueErased {
+        /// SHA-256 of the certificate of that.
+        certificate: CertificateHash,
+    },
+    /// A key is due to be rotated by its org's policy.
+    RotationDue {
+        /// Why.
+        why: Due,
+    },
+    /// A key's material was withheld.
+    KeySuspended,
+    /// A suspended key's material was given back.
+    KeyResumed,
+    /// A key was offered and refused.
+    KeyRefused {
+        /// Why.
+        why: KeyRefusal,
+    },
+    /// The keyring was wrapped under a new root key.
+    RootKeyChanged,
+    /// An operator accepted that the store went back in time.
+    RollbackAccepted {
+        /// What was behind.
+        what: String,
+    },
+    /// A backup was made. The fingerprint is its key's.
+    BackupMade {
+        /// The backup.
+        backup: BackupId,
+        /// Whether all orgs were asked for.
+        whole_store: bool,
+        /// Name and id of each org in it.
+        orgs: Vec<OrgRef>,
+        /// Orgs that were suspended and so are not in it. `None` in what one org sees of the log.
+        left_out: Option<u64>,
+        /// Records of the others that did not open and so are not in it. `None` in what one org
+        /// sees of the log.
+        unreadable: Option<u64>,
+    },
+    /// An org is being restored from a backup, under a new key, seen by nobody.
+    RestoreBegun {
+        /// The backup.
+        backup: BackupId,
+    },
+    /// An org was restored, whole.
+    OrgRestored {
+        /// The backup.
+        backup: BackupId,
+    },
+    /// A restore failed or was cut off: what it had written cannot be read and is deleted.
+    RestoreDiscarded,
+    /// An import token was made: a key may come in under it.
+    ImportTokenMade {
+        /// The token.
+        token: TokenId,
+        /// When it expires, milliseconds since 1970-01-01 UTC.
+        expires_unix_ms: u64,
+    },
+    /// A sealed key was opened under an import token, and the token's private half destroyed.
+    ImportTokenUsed {
+        /// The token.
+        token: TokenId,
+    },
+    /// An import token expired unused, and its private half was destroyed.
+    ImportTokenExpired {
+        /// The token.
+        token: TokenId,
+    },
+    /// A sealed key was refused.
+    SealedKeyRefused {
+        /// The token that it names.
+        token: TokenId,
+        /// Why.
+        why: KeyRefusal,
+    },
+    /// Records whose blinded name opened under no key of the org were deleted.
+    NamelessRemoved {
+        /// How many.
+        records: u64,
+    },
+    /// A backup was begun: from now on there may be one. The fingerprint is its key's.
+    BackupBegun {
+        /// The backup.
+        backup: BackupId,
+        /// The orgs that were asked for; none if it is of all.
+        only: Vec<OrgRef>,
+    },
+}
+crate::json::tagged!(AuditEvent);
+
+/// As a part of a sentence, such as `key retired`.
+impl fmt::Display for AuditEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoreCreated => f.write_str("store created"),
+            Self::OrgCreated => f.write_str("org created"),
+            Self::PolicyChanged { changes } => {
+                f.write_str("policy changed")?;
+                for (i, change) in changes.iter().enumerate() {
+                    write!(f, "{}{change}", if i == 0 { " (" } else { ", " })?;
+                }
+                if changes.is_empty() { Ok(()) } else { f.write_str(")") }
+            }
+            Self::KeyProvisioned => f.write_str("customer key provisioned"),
+            Self::PlatformKeyRotated => f.write_str("platform key installed"),
+            Self::SuiteChanged { from, to } => write!(f, "suite changed: {from} to {to}"),
+            Self::KeyRetired { .. } => f.write_str("key retired"),
+            Self::SuiteRetired { suite, .. } => write!(f, "suite {suite} retired"),
+            Self::KeyHeld => f.write_str("key held before its retirement"),
+            Self::HoldBroken { times } => write!(f, "hold broken {times} times"),
+            Self::KeyReleased => f.write_str("key released for retirement"),
+            Self::KeyErased => f.write_str("key destroyed with its org"),
+            Self::OrgErased { .. } => f.write_str("org erased, no record left"),
+            Self::DatabaseRewritten => f.write_str("database rewritten"),
+            Self::ResidueErased { .. } => f.write_str("residue erased"),
+            Self::RotationDue { why } => write!(f, "key due for rotation by {why}"),
+            Self::KeySuspended => f.write_str("key suspended"),
+            Self::KeyResumed => f.write_str("key resumed"),
+            Self::KeyRefused { why } => write!(f, "key refused ({why})"),
+            Self::RootKeyChanged => f.write_str("root key changed"),
+            Self::RollbackAccepted { what } => write!(f, "rollback accepted ({what})"),
+            Self::BackupMade { backup, whole_store, orgs, left_out, unreadable } => {
+                write!(f, "backup {backup} made, ")?;
+                match (orgs.as_slice(), whole_store, left_out) {
+                    ([org], false, _) => write!(f, "of org {}", org.name)?,
+                    (orgs, false, _) => write!(f, "of {} orgs", orgs.len())?,
+                    (orgs, true, Some(_)) => write!(f, "of all orgs, {}", orgs.len())?,
+                    (_, true, None) => f.write_str("of all orgs")?,
+                }
+                match (left_out.unwrap_or(0), unreadable.unwrap_or(0)) {
+                    (0, 0) => Ok(()),
+                    (orgs, records) => write!(f, ", without {orgs} orgs and {records} records"),
+                }
+            }
+            Self::BackupBegun { backup, only } => {
+                write!(f, "backup {backup} begun, ")?;
+                match only.as_slice() {
+                    [] => f.write_str("of all orgs"),
+                    [org] => write!(f, "of org {}", org.name),
+                    orgs => write!(f, "of {} orgs", orgs.len()),
+                }
+            }
+            Self::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun"),
+            Self::OrgRestored { backup } => write!(f, "org restored from backup {backup}"),
+            Self::RestoreDiscarded => f.write_str("unfinished restore discarded"),
+            Self::ImportTokenMade { token, expires_unix_ms } => {
+                write!(f, "import token {token} made, until {}", rfc3339(*expires_unix_ms))
+            }
+            Self::ImportTokenUsed { token } => write!(f, "import token {token} used"),
+            Self::ImportTokenExpired { token } => write!(f, "import token {token} expired"),
+            Self::SealedKeyRefused { token, why } => {
+                write!(f, "sealed key under token {token} refused ({why})")
+            }
+            Self::NamelessRemoved { records } => {
+                write!(f, "{records} records whose name does not open removed")
+            }
+        }
+    }
+}
