@@ -64,6 +64,7 @@ pub const ALL: &[&str] = &[
     "verify.counted",
     "retire.synced",
     "retire.done",
+    "sync.summed",
     "sync.counted",
     "sync.flushed",
     "mark.written",

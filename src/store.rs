@@ -124,10 +124,10 @@ impl Store {
         self.engine.sync()
     }
 
-    /// Whether every record is there and none is older than it was, by a digest of all that the
+    /// Checks that every record is there and none is older than it was, by a digest of all that the
     /// store has written: what opening each record cannot tell, and sled's recovery may have got
-    /// wrong after a kill if its files were damaged. Reads everything; writes go on, and are held
-    /// up for some hundred records at a time. Opening a store that was not closed does the same.
+    /// wrong after a kill if its files were damaged. Reads everything, and holds up no write. Opening
+    /// a store that was not closed does the same.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -139,9 +139,27 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RolledBack`]; disk errors of the machine.
+    /// [`Error::RolledBack`], which names every org that is not whole; disk errors of the machine.
     pub fn verify(&self) -> Result<()> {
         self.engine.verify()
+    }
+
+    /// Checks by the digest that no record of one org is missing or older than it was, as
+    /// [`verify`](Self::verify) does of all of them. Reads the org's records, and holds up no write.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// store.create_org("acme", OrgPolicy::byok())?.put("token", "s3cret")?;
+    /// store.verify_org("acme")?;
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`], [`Error::RolledBack`]; disk errors of the machine.
+    pub fn verify_org(&self, org: &str) -> Result<()> {
+        self.engine.verify_org(&*self.engine.org(org)?).map(drop)
     }
 
     /// Wraps the keyring under another root key, in one atomic step. The old root key no longer

@@ -17,6 +17,7 @@ mod restore;
 mod standstill;
 mod usage;
 mod watch;
+mod whole;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -131,14 +132,6 @@ impl Engine {
     pub(crate) fn end(&self) -> Result<()> {
         self.storage.check_writable()?;
         self.storage.end()
-    }
-
-    /// Whether any record is missing or older than it was.
-    pub(crate) fn verify(&self) -> Result<()> {
-        match self.storage.is_whole()? {
-            true => Ok(()),
-            false => Err(opening::not_whole(&self.storage.dir())),
-        }
     }
 
     /// Reads and opens one record. The snapshot is taken before the bytes are read (invariant 6).

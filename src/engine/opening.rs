@@ -11,6 +11,7 @@ use crossbeam::sync::ShardedLock;
 use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
+use super::whole::not_whole;
 use super::{Engine, OrgState, Ring};
 use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
@@ -84,7 +85,7 @@ impl Engine {
             .and_then(|stored| Position::decode_first(&stored, keyring.store, &mark_key));
         let was_whole = storage.was_whole();
         let behind = gone_back(&keyring, held, marked)
-            .or_else(|| (!was_whole).then(|| not_whole(&database)));
+            .or_else(|| (!was_whole).then(|| not_whole(&database, &keyring, storage.was_broken())));
         if let Some(error) = &behind
             && !accept
         {
@@ -159,8 +160,8 @@ impl Engine {
         }
         if !was_whole {
             // Pages of different ages overlap: what is read of them now would change with the
-            // next writes. A fresh copy of it does not.
-            engine.erase_residue()?;
+            // next writes. A fresh copy of it does not, and its digest is of what it holds.
+            engine.take_what_is_there()?;
         }
         if let Err(error) = engine.expire_tokens(now_unix_ms()) {
             tracing::warn!(%error, "expired import tokens are still there, trying again");
@@ -263,16 +264,6 @@ fn gone_back(keyring: &Keyring, held: Option<Position>, marked: Option<Position>
         return rolled_back(what, None);
     }
     None
-}
-
-/// What the digest has found.
-pub(super) fn not_whole(database: &Path) -> Error {
-    let what = format!(
-        "records in {} are missing or older than they were: its files were damaged, or older \
-         records were put back; which ones cannot be told",
-        database.display()
-    );
-    Error::RolledBack { what, syncs: None }
 }
 
 fn newest(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> Position {

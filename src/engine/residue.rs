@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::whole::not_whole;
 use super::{Claim, Engine};
 use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft};
 use crate::envelope::{FORMAT, HEADER_LEN, Header};
@@ -17,7 +18,7 @@ use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId};
 use crate::keyring::{Erasure, Keyring};
 use crate::sealed::file;
-use crate::storage::SledStorage;
+use crate::storage::{CopyPlan, Freeze, SledStorage};
 
 /// Envelopes of a retired key version that can still be found in the database's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -88,13 +89,24 @@ impl Engine {
     }
 
     /// 1. a fresh database beside the old one, with everything that lives;
-    /// 2. writes stand still, the rest is copied, the copy is durable; must come before 3, or a
-    ///    crash loses what was not copied;
+    /// 2. writes stand still, the rest is copied, what was copied is what the digest says, the copy
+    ///    is durable; must come before 3, or a crash loses what was not copied, and what is missing
+    ///    is certified as erased;
     /// 3. the keyring names the new database: the one moment of the switch, also for a crash;
     /// 4. the store goes on with it, writes are let in;
     /// 5. the old files are overwritten and removed; a crash leaves that to the next open;
     /// 6. the new files are searched, and what has gone is certified.
     pub(crate) fn erase_residue(&self) -> Result<ResidueErased> {
+        self.rewrite_database(&CopyPlan::Checked)
+    }
+
+    /// The same, for a database that is not what it was: whatever is found in it is what is there
+    /// from now on.
+    pub(super) fn take_what_is_there(&self) -> Result<ResidueErased> {
+        self.rewrite_database(&CopyPlan::Accepting)
+    }
+
+    fn rewrite_database(&self, plan: &CopyPlan<'_>) -> Result<ResidueErased> {
         let _one_at_a_time = self.moving.try_lock().map_err(|_| Error::ResidueBusy)?;
         let _span = tracing::info_span!("erase_residue").entered();
         self.check_writable()?;
@@ -106,7 +118,7 @@ impl Engine {
         Self::erase_leftovers(&self.dir, &old)?;
         let number = self.with_keyring(|keyring| keyring.database) + 1;
         let new = self.dir.join(Keyring::database_name(number));
-        let moved = self.move_to(&new, number);
+        let moved = self.move_to(&new, number, plan);
         if let Err(error) = &moved
             && !matches!(error, Error::SyncFailed { .. })
             && let Err(left) = erase_dir(&new)
@@ -124,19 +136,23 @@ impl Engine {
 
     /// Steps 1 to 4. After an error that is no [`Error::SyncFailed`] the store is on the old
     /// database. How long writes stood still.
-    fn move_to(&self, new: &Path, number: u32) -> Result<Duration> {
-        let mut successor = self.storage.copy_to(new)?;
+    fn move_to(&self, new: &Path, number: u32, plan: &CopyPlan<'_>) -> Result<Duration> {
+        let mut successor = self.storage.copy_to(new, plan)?;
         failpoint::reach("residue.copied", "");
         successor.catch_up()?;
         let mut frozen = None;
         let mut writes_paused = Duration::ZERO;
         let frozen_here = std::cell::RefCell::new(&mut frozen);
+        let dir = self.storage.dir();
         self.change_then(
             None,
             |keyring, drafts| {
                 // Under the keyring's lock already: who changes the keyring writes after that,
                 // so the locks are always taken in this order.
-                **frozen_here.borrow_mut() = Some(successor.freeze()?);
+                match successor.freeze(None)? {
+                    Freeze::Frozen(frozen) => **frozen_here.borrow_mut() = Some(frozen),
+                    Freeze::Broken(groups) => return Err(not_whole(&dir, keyring, &groups)),
+                }
                 failpoint::reach("residue.frozen", "");
                 keyring.database = number;
                 drafts.push(Draft::new(AuditEvent::DatabaseRewritten));

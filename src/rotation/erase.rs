@@ -5,11 +5,11 @@ use super::count::HeaderCount;
 use super::pass::Cursor;
 use crate::audit::CertificateKind;
 use crate::engine::{Claim, Engine, OrgState};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::OrgId;
 use crate::keyring::Erasure;
-use crate::storage::{Key, Space, Write};
+use crate::storage::{Key, Space, Whole, Write};
 
 /// The deletion of one org's records, under way.
 pub(super) struct Deletion {
@@ -57,16 +57,26 @@ impl Deletion {
             self.cursor = Cursor::new(org.id);
             return Ok(true);
         }
+        // Nothing is left, so nothing may be missing either.
+        let whole = engine.verify_org(org)?;
         failpoint::reach("erase.counted", &org.name);
         engine.sync()?;
-        self.certify(engine, org)?;
-        if let Err(error) = engine.storage.put(Space::System, &counted, None) {
-            tracing::warn!(org = %org.name, %error, "a count that nobody needs stays");
+        self.certify(engine, org, &whole)?;
+        let forget = || {
+            engine.storage.put(Space::System, &counted, None)?;
+            engine.storage.forget(org.group())
+        };
+        if let Err(error) = forget() {
+            tracing::warn!(org = %org.name, %error, "notes that nobody needs stay");
         }
+        engine.written();
         Ok(false)
     }
 
-    fn certify(&self, engine: &Engine, org: &OrgState) -> Result<()> {
+    fn certify(&self, engine: &Engine, org: &OrgState, whole: &Whole) -> Result<()> {
+        if whole.group() != org.group() {
+            return Err(Error::Bug { org: org.name.to_string() });
+        }
         engine.change(None, |keyring, drafts| {
             let Some(entry) = keyring.orgs.iter_mut().find(|entry| entry.id == org.id) else {
                 return Ok(());

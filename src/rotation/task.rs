@@ -361,7 +361,9 @@ impl Task {
     }
 
     fn wait(&mut self, now: Instant, why: Error) {
-        if matches!(why, Error::Bug { .. }) {
+        // Neither is mended by trying again.
+        if matches!(why, Error::Bug { .. } | Error::RolledBack { .. }) {
+            tracing::error!(org = %self.org.name, error = %why, "rotation blocked");
             self.stage = Stage::Blocked { why, unreadable: 0 };
             return;
         }

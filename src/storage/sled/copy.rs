@@ -1,17 +1,18 @@
 //! A fresh copy of what lives in a database, made while it is written to.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::RecvTimeoutError;
 use crossbeam::sync::ShardedLockWriteGuard;
 
-use super::super::Frozen;
-use super::{Database, Shared, Space, Successor};
+use super::super::{Freeze, Frozen};
+use super::digest::{Digest, group_of, is_own};
+use super::{CopyPlan, Database, Group, Shared, Space, Successor};
 use crate::error::Result;
 
 const SPACES: [Space; 2] = [Space::System, Space::Records];
@@ -24,6 +25,16 @@ pub(super) struct Copy<'a> {
     shared: &'a Shared,
     old: Arc<Database>,
     new: Arc<Database>,
+    /// Whether what was copied must be what the digest says.
+    is_checked: bool,
+    copied: Mutex<Copied>,
+}
+
+/// What the copy holds of each group: sums under the old digest, and under its own if it has one.
+#[derive(Default)]
+struct Copied {
+    old: HashMap<Group, u64>,
+    new: HashMap<Group, u64>,
 }
 
 impl<'a> Copy<'a> {
@@ -33,23 +44,35 @@ impl<'a> Copy<'a> {
     /// 2. writers that did not see that have left; must come before 3, or the scan passes a key
     ///    that is then written without a note;
     /// 3. the scan.
-    pub(super) fn start(shared: &'a Shared, dir: &Path) -> Result<Self> {
-        let prints = shared.digest.prints();
-        let (new, _) = Database::open(dir, &shared.options, prints, false)?;
+    pub(super) fn start(shared: &'a Shared, dir: &Path, plan: &CopyPlan<'_>) -> Result<Self> {
+        let old = Arc::clone(&shared.current());
+        let digest = match plan {
+            CopyPlan::Checked => Arc::clone(old.digest()),
+            CopyPlan::Accepting => Arc::new(old.digest().fresh()),
+            CopyPlan::Under(key) => Arc::new(Digest::new(key)),
+        };
+        let (new, _) = Database::open(dir, &shared.options, digest, false)?;
         let new = Arc::new(new);
         shared.copying.store(true, Ordering::Release);
         drop(shared.writes.write().unwrap_or_else(PoisonError::into_inner));
-        let copy = Self { shared, old: Arc::clone(&shared.current()), new };
+        let is_checked = !matches!(plan, CopyPlan::Accepting);
+        let copy = Self { shared, old, new, is_checked, copied: Mutex::default() };
         for space in SPACES {
             copy.copy_all(space)?;
         }
         Ok(copy)
     }
 
+    /// Whether the copy has a digest of its own, which it is sealed with when it is complete.
+    fn has_own_digest(&self) -> bool {
+        !Arc::ptr_eq(self.old.digest(), self.new.digest())
+    }
+
     fn copy_all(&self, space: Space) -> Result<()> {
         let mut iter = self.old.range(space, (Bound::Unbounded, Bound::Unbounded))?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         while let Some((key, value)) = self.old.step(|| iter.next())? {
+            let Some(value) = self.take(space, &key, None, Some(value)) else { continue };
             bytes += key.len() + value.len();
             batch.insert(key, value);
             if bytes >= PIECE {
@@ -58,6 +81,35 @@ impl<'a> Copy<'a> {
             }
         }
         self.put(space, batch, bytes)
+    }
+
+    /// Takes over in the sums that the copy is to hold a value of the old database's in place of one
+    /// of its own. Returns the value as the copy is to have it; none if it is to have none.
+    fn take(
+        &self,
+        space: Space,
+        key: &[u8],
+        replaced: Option<&[u8]>,
+        value: Option<sled::IVec>,
+    ) -> Option<sled::IVec> {
+        if is_own(space, key) {
+            return value.filter(|_| !self.has_own_digest());
+        }
+        let group = group_of(space, key);
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        let Copied { old, new } = &mut *copied;
+        let count = |digest: &Digest, sums: &mut HashMap<Group, u64>| {
+            let place = digest.place(space, key);
+            let [before, now] = [replaced, value.as_deref()].map(|value| digest.now(place, value));
+            let sum = sums.entry(group).or_default();
+            *sum = sum.wrapping_add(now).wrapping_sub(before);
+        };
+        count(self.old.digest(), old);
+        if !self.has_own_digest() {
+            return value;
+        }
+        count(self.new.digest(), new);
+        value.map(|value| self.new.digest().dress_anew(space, key, &value, self.old.digest()))
     }
 
     fn put(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
@@ -76,7 +128,9 @@ impl<'a> Copy<'a> {
         for space in SPACES {
             let (mut batch, mut bytes) = (sled::Batch::default(), 0);
             for (_, key) in noted.iter().filter(|(noted_in, _)| *noted_in == space) {
+                let replaced = self.new.get_raw(space, key)?;
                 let value = self.old.get_raw(space, key)?;
+                let value = self.take(space, key, replaced.as_deref(), value);
                 bytes += EACH + key.len() + value.as_ref().map_or(0, |value| value.len());
                 match value {
                     Some(value) => batch.insert(key.clone(), value),
@@ -90,6 +144,18 @@ impl<'a> Copy<'a> {
             self.put(space, batch, bytes)?;
         }
         Ok(noted.len())
+    }
+
+    /// The groups of which something else was copied than the digest says. Nothing is written.
+    fn broken(&self) -> Vec<Group> {
+        let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups: Vec<Group> = copied.old.keys().copied().collect();
+        groups.extend(self.old.digest().groups());
+        groups.sort_unstable();
+        groups.dedup();
+        let of = |group: &Group| copied.old.get(group).copied().unwrap_or_default();
+        groups.retain(|group| of(group) != self.old.digest().sum_of(*group));
+        groups
     }
 }
 
@@ -108,14 +174,23 @@ impl Successor for Copy<'_> {
         Ok(())
     }
 
-    fn freeze(&self) -> Result<Box<dyn Frozen + '_>> {
+    fn freeze(&self, position: Option<Vec<u8>>) -> Result<Freeze<'_>> {
         let since = Instant::now();
         let writes = self.shared.writes.write().unwrap_or_else(PoisonError::into_inner);
         self.copy_noted()?;
         // What it holds by half must not come into the new one.
         self.old.check_writable()?;
+        let broken = if self.is_checked { self.broken() } else { Vec::new() };
+        if !broken.is_empty() {
+            return Ok(Freeze::Broken(broken));
+        }
+        if self.has_own_digest() {
+            let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+            let digest = self.new.digest();
+            digest.begin_copy(&self.new, self.old.digest(), &copied.new, position)?;
+        }
         self.new.sync()?;
-        Ok(Box::new(Standstill { copy: self, _writes: writes, since }))
+        Ok(Freeze::Frozen(Box::new(Standstill { copy: self, _writes: writes, since })))
     }
 
     /// Not only until nobody has it: until what closes it, in the thread of whoever had it last, is
@@ -177,10 +252,10 @@ mod tests {
         let storage = SledStorage::open(&old, &options, &key, false).unwrap();
         storage.begin().unwrap();
         storage.put(Space::Records, b"k", Some(vec![1; 50])).unwrap();
-        let copy = storage.copy_to(&dir.path().join("db.1")).unwrap();
+        let copy = storage.copy_to(&dir.path().join("db.1"), &CopyPlan::Checked).unwrap();
         let held = Arc::clone(&storage.0.current());
         std::thread::scope(|scope| {
-            copy.freeze().unwrap().switch();
+            copy.freeze(None).unwrap().frozen().switch();
             scope.spawn(move || {
                 while Arc::strong_count(&held) > 1 {
                     std::thread::yield_now();

@@ -14,11 +14,11 @@ use super::super::Space;
 use super::backlog::{Backlog, Place};
 use super::border::{await_release, forget_cached, guarded};
 use super::closed;
+use super::digest::{self, Digest};
 use super::files::Files;
 use super::flush::{self, InBatch};
 use super::keeper::{self, Keeper};
 use super::keys::escape;
-use super::prints::{self, Prints};
 use super::{settings, sums, tail};
 use crate::error::{Error, Result};
 
@@ -108,7 +108,7 @@ impl Deref for Stored {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        prints::plain(&self.0)
+        digest::plain(&self.0)
     }
 }
 
@@ -123,6 +123,8 @@ pub(super) struct Database {
     db: sled::Db,
     records: sled::Tree,
     system: sled::Tree,
+    /// What its values are dressed for.
+    digest: Arc<Digest>,
     backlog: Backlog,
     /// Held by whoever makes a batch.
     batches: Mutex<()>,
@@ -141,7 +143,7 @@ impl Database {
     pub(super) fn open(
         dir: &Path,
         options: &SledOptions,
-        prints: &Arc<Prints>,
+        digest: Arc<Digest>,
         accepts: bool,
     ) -> Result<(Self, bool)> {
         const LONGEST: Duration = Duration::from_secs(10);
@@ -180,7 +182,7 @@ impl Database {
                 let records = db.open_tree("records")?;
                 let system = db.open_tree("system")?;
                 for (space, tree) in [(Space::Records, &records), (Space::System, &system)] {
-                    let prints = Arc::clone(prints);
+                    let prints = Arc::clone(digest.prints());
                     let merge = move |key: &[u8], old: Option<&[u8]>, new: &[u8]| {
                         Some(prints.merge((space, key), old, new))
                     };
@@ -198,6 +200,7 @@ impl Database {
             db,
             records,
             system,
+            digest,
             backlog: Backlog::new(segment),
             batches: Mutex::default(),
             keeper,
@@ -328,7 +331,7 @@ impl Database {
         self.writing(|| tree.insert(key, value).map(drop))
     }
 
-    /// Writes one pair whose value lacks what [`Prints::merge`] adds.
+    /// Writes one pair whose value lacks what `Prints::merge` adds.
     pub(super) fn merge_raw(&self, space: Space, key: &[u8], value: &[u8]) -> Result<()> {
         let tree = self.tree(space);
         self.finding(space, key, || tree.merge(key, value).map(drop))
@@ -414,6 +417,10 @@ impl Database {
     /// Never sent to: disconnected once the database is closed.
     pub(super) fn closed(&self) -> Receiver<()> {
         self.keeper.ended()
+    }
+
+    pub(super) fn digest(&self) -> &Arc<Digest> {
+        &self.digest
     }
 
     pub(super) fn files(&self) -> &Files {

@@ -13,22 +13,22 @@ mod keeper;
 mod keys;
 mod log;
 mod pins;
-mod prints;
 mod scan;
 mod settings;
 mod sums;
 mod tail;
+mod verify;
 mod write;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::{ArcSwap, Guard};
 use crossbeam::sync::ShardedLock;
 
-use super::{Pairs, Range, Space, Storage, Successor, Write};
+use super::{CopyPlan, Group, Pairs, Range, Space, Storage, Successor, Whole, Write};
 use crate::error::{Error, Result};
 use crate::material::KeyMaterial;
 use database::Database;
@@ -40,10 +40,7 @@ pub(crate) struct SledStorage(Arc<Shared>);
 
 struct Shared {
     options: SledOptions,
-    digest: Digest,
     found: Found,
-    /// Held by who counts.
-    counting: Mutex<()>,
     /// Nothing is written any more.
     ended: AtomicBool,
     /// Replaced while nobody writes. Who reads from the one before, which lives as long, reads
@@ -70,16 +67,14 @@ impl SledStorage {
         key: &KeyMaterial,
         thorough: bool,
     ) -> Result<Self> {
-        let digest = Digest::new(key);
-        let (database, is_as_left) = Database::open(dir, options, digest.prints(), thorough)?;
+        let digest = Arc::new(Digest::new(key));
+        let (database, is_as_left) = Database::open(dir, options, digest, thorough)?;
         let database = Arc::new(database);
-        let mut found = digest.find(&database, thorough)?;
+        let mut found = database.digest().find(&database, thorough)?;
         found.is_whole &= is_as_left;
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
-            digest,
             found,
-            counting: Mutex::new(()),
             ended: AtomicBool::new(false),
             current: ArcSwap::new(database),
             writes: ShardedLock::new(()),
@@ -98,6 +93,11 @@ impl SledStorage {
     /// Whether what was found at opening is what was left.
     pub(crate) fn was_whole(&self) -> bool {
         self.0.found.is_whole
+    }
+
+    /// The groups in which it is not, where that can be told.
+    pub(crate) fn was_broken(&self) -> &[Group] {
+        &self.0.found.broken
     }
 }
 
@@ -157,26 +157,24 @@ impl Storage for SledStorage {
     }
 
     fn begin(&self) -> Result<()> {
-        self.0.digest.begin(&self.0.current(), &self.0.found)
+        let database = self.0.current();
+        database.digest().begin(&database, &self.0.found)
     }
 
     fn end(&self) -> Result<()> {
         self.0.seal(None)
     }
 
-    fn is_whole(&self) -> Result<bool> {
-        let _one_at_a_time = self.0.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.digest.begin_count();
-        loop {
-            let _all = self.0.writes.write().unwrap_or_else(PoisonError::into_inner);
-            let database = self.0.current();
-            match self.0.digest.step_count(&database)? {
-                Some(true) => return Ok(true),
-                // Where a write was cut short, the sum is not known.
-                Some(false) => return database.check_writable().map(|()| false),
-                None => {}
-            }
-        }
+    fn verify(&self, group: Group) -> Result<Option<Whole>> {
+        self.0.verify(group)
+    }
+
+    fn broken(&self) -> Result<Vec<Group>> {
+        self.0.broken()
+    }
+
+    fn forget(&self, group: Group) -> Result<()> {
+        self.0.forget_deletions(group)
     }
 
     fn sync(&self) -> Result<()> {
@@ -200,8 +198,8 @@ impl Storage for SledStorage {
         self.0.current().dir().to_owned()
     }
 
-    fn copy_to(&self, dir: &Path) -> Result<Box<dyn Successor + '_>> {
-        Ok(Box::new(copy::Copy::start(&self.0, dir)?))
+    fn copy_to(&self, dir: &Path, plan: &CopyPlan<'_>) -> Result<Box<dyn Successor + '_>> {
+        Ok(Box::new(copy::Copy::start(&self.0, dir, plan)?))
     }
 }
 
@@ -459,10 +457,10 @@ mod tests {
                     })
                 })
                 .collect();
-            let mut copy = storage.copy_to(&dir.path().join("db.1")).unwrap();
+            let mut copy = storage.copy_to(&dir.path().join("db.1"), &CopyPlan::Checked).unwrap();
             copy.catch_up().unwrap();
             storage.put(Space::Records, &key(9), Some(vec![1])).unwrap();
-            let pause = copy.freeze().unwrap().switch();
+            let pause = copy.freeze(None).unwrap().frozen().switch();
             assert_eq!(storage.get(Space::Records, &key(9)).unwrap().unwrap().to_vec(), [1]);
             storage.put(Space::Records, &key(9), Some(vec![0; 50])).unwrap();
             assert!(pause < Duration::from_secs(5), "{pause:?}");

@@ -41,7 +41,7 @@ impl Deref for Key {
     }
 }
 
-fn raw((from, to): Range) -> RawRange {
+pub(super) fn raw((from, to): Range) -> RawRange {
     let bound = |bound: Bound<Vec<u8>>| bound.map(|key| sled::IVec::from(&*escape(&key)));
     (bound(from), bound(to))
 }
@@ -58,11 +58,32 @@ pub(super) fn walk(
     range: Range,
     each: &mut dyn FnMut(Key, Stored) -> bool,
 ) -> Result<bool> {
+    walk_raw(database, space, raw(range), &mut |key, stored| each_pair(database, key, stored, each))
+}
+
+/// Hands a pair of sled's to `each`.
+pub(super) fn each_pair(
+    database: &Database,
+    key: &sled::IVec,
+    stored: &sled::IVec,
+    each: &mut dyn FnMut(Key, Stored) -> bool,
+) -> Result<bool> {
+    let key = Key::new(key.clone()).ok_or_else(|| foreign(database))?;
+    Ok(each(key, Stored(stored.clone())))
+}
+
+/// Likewise, of keys and values as sled has them.
+pub(super) fn walk_raw(
+    database: &Database,
+    space: Space,
+    range: RawRange,
+    each: &mut dyn FnMut(&sled::IVec, &sled::IVec) -> Result<bool>,
+) -> Result<bool> {
     /// Pairs that are read in one go, and bytes that end it: values may be large.
     const PAIRS: usize = 64;
     const BYTES: usize = 256 << 10;
 
-    let mut pairs = database.range(space, raw(range))?;
+    let mut pairs = database.range(space, range)?;
     let mut some = Vec::with_capacity(PAIRS);
     loop {
         let mut bytes = 0;
@@ -76,8 +97,7 @@ pub(super) fn walk(
             Ok(false)
         })?;
         for (key, value) in some.drain(..) {
-            let key = Key::new(key).ok_or_else(|| foreign(database))?;
-            if !each(key, Stored(value)) {
+            if !each(&key, &value)? {
                 return Ok(false);
             }
         }

@@ -5,10 +5,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::database::Database;
-use super::digest::{Digest, POSITION_KEY};
+use super::digest::{self, Digest, group_of};
 use super::keys::escape;
-use super::prints;
-use super::{Shared, Space, Stored, Write};
+use super::{Group, Shared, Space, Stored, Write};
 use crate::error::{Error, Result};
 
 /// What is written while a copy is made.
@@ -58,10 +57,11 @@ impl Shared {
         let needed = space == Space::System || new.is_none();
         self.write(|database, notes| {
             database.admit(bytes, needed)?;
-            let digest = &self.digest;
+            let digest = database.digest();
             let number = Digest::lock_of(space, &key);
             let _locked = digest.lock(number);
             let place = || digest.place(space, &key);
+            let sum;
             let mut deletion = None;
             // What to look for where a write fails, which may have been made all the same, and
             // how the sum changes then.
@@ -69,7 +69,7 @@ impl Shared {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
                     let merge = || database.merge_raw(space, &key, &new);
-                    let (written, prints) = prints::merging(merge);
+                    let (written, prints) = digest::merging(merge);
                     // Where it did not even look for what it replaces, it made nothing.
                     let Some(prints) = prints else { return written.map(|()| true) };
                     (written.map(|()| true), Some(new), prints)
@@ -89,8 +89,10 @@ impl Shared {
                     }
                     let Some(old) = old else { return Ok(true) };
                     let place = place();
-                    let deletion = deletion.insert(digest.delete(number));
-                    notes.add(Space::System, &deletion.key());
+                    let group = group_of(space, &key);
+                    sum = digest.sum(group);
+                    let deletion = deletion.insert(sum.delete(group));
+                    notes.add(Space::System, deletion.key());
                     let deleted = digest
                         .note_deletion(database, deletion, &[(place, old)])
                         .and_then(|()| database.remove_raw(space, &key));
@@ -123,13 +125,15 @@ impl Shared {
         self.write(|database, notes| {
             let needed = space == Space::System || only_deletes;
             let _one_at_a_time = database.admit_batch(bytes, needed)?;
-            let digest = &self.digest;
+            let digest = database.digest();
             // In ascending order, so that two batches never wait for each other.
             let numbers: BTreeSet<usize> =
                 writes.keys().map(|key| Digest::lock_of(space, key)).collect();
             let _locked: Vec<_> = numbers.iter().map(|&number| digest.lock(number)).collect();
             let mut batch = sled::Batch::default();
-            let (mut changes, mut deleted) = (Vec::new(), Vec::new());
+            let mut changes = Vec::new();
+            // By groups, in order, so that two batches never wait for each other here either.
+            let mut deleted: BTreeMap<Group, Vec<_>> = BTreeMap::new();
             for (key, new) in writes {
                 let old = database.get_raw(space, &key)?;
                 let place = digest.place(space, &key);
@@ -139,20 +143,26 @@ impl Shared {
                     (Some(new), _) => batch.insert(key.as_slice(), new.as_slice()),
                     (None, Some(old)) => {
                         batch.remove(key.as_slice());
-                        deleted.push((place, old.clone()));
+                        let group = group_of(space, &key);
+                        deleted.entry(group).or_default().push((place, old.clone()));
                     }
                 }
                 changes.push((key, old, new));
             }
             let in_batch = database.begin_batch()?;
             let mut written = Ok(());
-            let number = numbers.first().filter(|_| !deleted.is_empty());
-            let mut deletion = number.map(|&number| digest.delete(number));
-            if let Some(deletion) = &mut deletion {
-                notes.add(Space::System, &deletion.key());
-                let deleted: Vec<_> =
-                    deleted.iter().map(|(place, old)| (*place, old.as_ref())).collect();
-                written = digest.note_deletion(database, deletion, &deleted);
+            let deleted: Vec<_> =
+                deleted.into_iter().map(|(group, olds)| (group, digest.sum(group), olds)).collect();
+            let mut deletions = Vec::new();
+            for (group, sum, olds) in &deleted {
+                let mut deletion = sum.delete(*group);
+                notes.add(Space::System, deletion.key());
+                let olds: Vec<_> = olds.iter().map(|(place, old)| (*place, old.as_ref())).collect();
+                written = digest.note_deletion(database, &mut deletion, &olds);
+                deletions.push(deletion);
+                if written.is_err() {
+                    break;
+                }
             }
             let written = written.and_then(|()| database.apply_raw(space, batch, &in_batch));
             if written.is_ok() || are_made(database, space, &changes) {
@@ -161,9 +171,7 @@ impl Shared {
                     let prints = [old.as_deref(), new.as_deref()].map(|v| digest.now(place, v));
                     digest.changed((space, key), prints[0], prints[1]);
                 }
-                if let Some(deletion) = &mut deletion {
-                    deletion.made();
-                }
+                deletions.iter_mut().for_each(digest::Deletion::made);
             } else {
                 undo(database, space, &changes);
             }
@@ -171,6 +179,15 @@ impl Shared {
                 notes.add(space, key);
             }
             written
+        })
+    }
+
+    /// Removes the notes of deletions in a group that say nothing any more.
+    pub(super) fn forget_deletions(&self, group: Group) -> Result<()> {
+        self.write(|database, notes| {
+            let forgotten = database.digest().forget_deletions(database, group)?;
+            forgotten.iter().for_each(|key| notes.add(Space::System, key));
+            Ok(())
         })
     }
 
@@ -182,11 +199,12 @@ impl Shared {
         }
         let ends = position.is_none();
         let database = self.current();
-        let sealed = self.digest.seal(&database, position);
-        // It may have failed and be there.
+        let mut keys = Vec::new();
+        let sealed = database.digest().seal(&database, position, &mut keys);
+        // What failed may be there.
         if self.copying.load(Ordering::Acquire) {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-            written.insert((Space::System, POSITION_KEY.to_vec()));
+            written.extend(keys.into_iter().map(|key| (Space::System, key)));
         }
         sealed?;
         if ends {
@@ -200,7 +218,7 @@ impl Shared {
 /// Whether `value` is there, for who has locked its key.
 fn holds(database: &Database, space: Space, key: &[u8], value: Option<&[u8]>) -> Result<bool> {
     let held = database.get_raw(space, key)?;
-    Ok(held.as_deref().map(prints::plain) == value.map(prints::plain))
+    Ok(held.as_deref().map(digest::plain) == value.map(digest::plain))
 }
 
 /// A key, what it had, and what it gets.
@@ -274,7 +292,7 @@ mod tests {
                 });
             }
         });
-        assert!(storage.is_whole().unwrap());
+        assert_eq!(storage.broken().unwrap(), []);
     }
 
     /// sled has no place for a large page, and fails in the middle of what it was to write.
@@ -372,7 +390,7 @@ mod tests {
             }
             let refused = storage.apply(Space::Records, vec![write(1, None)]);
             assert!(matches!(refused, Err(Error::WriteFailed { .. })), "{refused:?}");
-            assert_eq!(storage.is_whole().is_ok_and(|is_whole| is_whole), !loses);
+            assert_eq!(storage.broken().is_ok_and(|broken| broken.is_empty()), !loses);
             assert_eq!(copied(&storage, &dir.path().join("copied")).was_whole(), !loses);
         }
     }
@@ -380,7 +398,7 @@ mod tests {
     /// As where sled has met an error in writing its log, and writes nothing more.
     #[test]
     fn what_cannot_be_taken_back_is_not_taken_for_deleted() {
-        let key = |i: u32| i.to_be_bytes();
+        let key = |i: u32| [&[9; 16][..], &i.to_be_bytes()].concat();
         for _ in 0..20 {
             let dir = tempfile::tempdir().unwrap();
             let storage = open(dir.path());
@@ -388,7 +406,7 @@ mod tests {
             for i in 0..40 {
                 storage.put(Space::Records, &key(i), Some(vec![1; 20])).unwrap();
             }
-            let write = |i: u32, value| Write { key: key(i).to_vec(), value };
+            let write = |i: u32, value| Write { key: key(i), value };
             let mut batch: Vec<_> = (0..40).map(|i| write(i, None)).collect();
             batch.push(write(200, Some(vec![3; 1 << 20])));
             let before = storage.scan(Space::Records, prefix_range(b""));
@@ -451,7 +469,7 @@ mod tests {
             assert_eq!(FAILS_BEHIND.get(), 0, "{i}");
             let held = storage.get(Space::Records, KEY).unwrap();
             assert_eq!(held.map(|held| held.to_vec()), found, "{i}");
-            assert!(storage.is_whole().unwrap(), "{i}");
+            assert_eq!(storage.broken().unwrap(), [], "{i}");
             drop(storage);
             assert!(open(dir.path()).was_whole(), "{i}");
         }
@@ -464,21 +482,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let storage = open(dir.path());
         storage.begin().unwrap();
-        let number = |key: &[u8]| Digest::lock_of(Space::Records, key) % 64;
-        let keys: Vec<_> = (0..1000u32).map(u32::to_be_bytes).collect();
-        let first = keys[0];
-        let second = *keys[1..].iter().find(|key| number(*key) == number(&first)).unwrap();
+        let [first, second] = [b"sixteen bytes, one", b"sixteen bytes, two"];
         for key in [first, second] {
-            storage.put(Space::Records, &key, Some(key.repeat(10))).unwrap();
+            storage.put(Space::Records, key, Some(key.repeat(10))).unwrap();
         }
         storage.put_position(b"p".to_vec()).unwrap();
-        let (digest, database) = (&storage.0.digest, storage.0.current());
-        let old = database.get_raw(Space::Records, &first).unwrap().unwrap();
-        let mut deletion = digest.delete(number(&first));
-        let place = digest.place(Space::Records, &first);
+        let database = storage.0.current();
+        let (digest, group) = (database.digest(), group_of(Space::Records, first));
+        let old = database.get_raw(Space::Records, first).unwrap().unwrap();
+        let sum = digest.sum(group);
+        let mut deletion = sum.delete(group);
+        let place = digest.place(Space::Records, first);
         digest.note_deletion(&database, &mut deletion, &[(place, &*old)]).unwrap();
         drop((deletion, database));
-        storage.put(Space::Records, &second, None).unwrap();
+        storage.put(Space::Records, second, None).unwrap();
         storage.sync().unwrap();
         drop(storage);
         assert!(open(dir.path()).was_whole());

@@ -7,18 +7,25 @@ use aes_gcm::aes::Aes256;
 use aes_gcm::aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use super::super::Space;
+use super::super::super::Space;
 use crate::material::KeyMaterial;
 
 /// Behind each value: epoch (8) ‖ print of what it replaced (8), encrypted.
 pub(super) const TRAILER: usize = 16;
 
-pub(super) fn plain(stored: &[u8]) -> &[u8] {
+pub(in super::super) fn plain(stored: &[u8]) -> &[u8] {
     &stored[..stored.len().saturating_sub(TRAILER)]
 }
 
+/// Tells a stored value of this print, with its trailer, from any other that its key had: also from
+/// the same value when it is written again.
+pub(super) fn identity(print: u64, stored: &[u8]) -> u64 {
+    let trailer = stored.last_chunk::<TRAILER>().and_then(|trailer| trailer.first_chunk());
+    print ^ trailer.map_or(0, |first| u64::from_be_bytes(*first))
+}
+
 /// Gives each value its number, and its trailer.
-pub(super) struct Prints {
+pub(in super::super) struct Prints {
     masks: Aes256,
     trailers: Aes256,
     places: SipHasher24,
@@ -26,7 +33,7 @@ pub(super) struct Prints {
 
 /// Stands for a key.
 #[derive(Clone, Copy)]
-pub(super) struct Place(u128);
+pub(in super::super) struct Place(u128);
 
 /// What belongs to one value under one key only, and is known to nobody without the key.
 #[derive(Clone, Copy)]
@@ -129,7 +136,7 @@ impl Prints {
 
     /// sled's merge operator: `new`, which has only its epoch where its trailer is to be, with
     /// that. So the place of a value is looked for once, not to read it and again to write it.
-    pub(super) fn merge(
+    pub(in super::super) fn merge(
         &self,
         (space, key): (Space, &[u8]),
         old: Option<&[u8]>,
@@ -165,7 +172,7 @@ thread_local! {
 
 /// Makes a write that merges, and gives the prints of what it replaced and of what is there now, if it
 /// got that far.
-pub(super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<(u64, u64)>) {
+pub(in super::super) fn merging<T>(merge: impl FnOnce() -> T) -> (T, Option<(u64, u64)>) {
     MERGED.set(None);
     let merged = merge();
     (merged, MERGED.take())
