@@ -47,3 +47,8 @@ latency:
 # The feature `fips` on aws-lc's FIPS module; needs cmake and Go.
 fips:
     tests/fips/run
+
+# The library and the tool with the smallest versions that Cargo.toml asks for. The option of Cargo's
+# is not stable yet, so this tells the stable compiler to take it.
+minimal-versions:
+    .ci/minimal-versions

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use byokv::{Error, KeyMaterial, Org, OrgPolicy, RootKey, Store};
+use byokv::{Error, KeyAdmin, KeyMaterial, Org, OrgPolicy, RootKey, Store};
 use clap::Parser;
 use rand::TryRng;
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,9 +69,10 @@ async fn main() -> Result<()> {
                 println!("{}", spawn_blocking(move || metrics(&store)).await??);
             }
             _ = hangup.recv() => {
-                let store = Arc::clone(&store);
-                // Not awaited: reads and writes go on meanwhile.
-                spawn_blocking(move || rotate(&store));
+                let keys = store.keys();
+                // Not awaited: reads and writes go on meanwhile. It does not hold the store, so
+                // the agent can close it while the rotation is under way, and that ends the wait.
+                spawn_blocking(move || rotate(&keys));
             }
             _ = terminate.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
@@ -79,10 +80,9 @@ async fn main() -> Result<()> {
         }
     }
     drop(acme);
-    match Arc::try_unwrap(store) {
-        Ok(store) => store.close()?,
-        // A rotation still holds it; it goes on at the next start.
-        Err(store) => store.sync()?,
+    // Nobody else holds the store: what borrows it was awaited above.
+    if let Some(store) = Arc::into_inner(store) {
+        spawn_blocking(move || store.close()).await??;
     }
     println!("agent {pid}: stopped, everything is durable");
     Ok(())
@@ -102,13 +102,14 @@ fn refresh_credentials(acme: &Org) -> Result<()> {
     Ok(())
 }
 
-fn rotate(store: &Store) {
-    let rotated = store.keys().rotate_platform_key("acme").and_then(|rotation| {
+fn rotate(keys: &KeyAdmin) {
+    let rotated = keys.rotate_platform_key("acme").and_then(|rotation| {
         println!("{}", rotation.progress());
         rotation.wait()
     });
     match rotated {
         Ok(certificate) => println!("{certificate}"),
+        Err(Error::Closed) => println!("the rotation goes on when the agent starts again"),
         Err(error) => eprintln!("rotation: {error}"),
     }
 }

@@ -33,6 +33,11 @@ BREAKS = [
      "if place.send(opened.collect()).is_err() {",
      "if place.send(opened.filter(|record: &Result<Record>| record.is_ok()).collect()).is_err() {",
      "--test scan an_error"),
+    ("the agent waits for a rotation when it is told to stop", "examples/agent.rs",
+     "                let keys = store.keys();\n",
+     "                let (keys, store) = (store.keys(), Arc::clone(&store));\n"
+     "                std::thread::spawn(move || (std::thread::park(), drop(store)));\n",
+     "--example agent --test agent"),
     ("FIPS mode takes a suite that is not approved", "src/keyring/rules.rs",
      "if fips_mode && suite != Suite::Xaes256Gcm {", "if fips_mode && suite == Suite::Aegis256 {",
      "--lib in_fips_mode"),

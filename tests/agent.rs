@@ -1,0 +1,78 @@
+//! The example `agent` as a service manager runs it.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use byokv::{OrgPolicy, RootKey, Store, Throttle};
+use rustix::process::{Pid, Signal, kill_process};
+
+const LONGEST: Duration = Duration::from_secs(60);
+
+fn agent() -> PathBuf {
+    // `target/debug/deps/agent-…`, beside `target/debug/examples/agent`.
+    let here = std::env::current_exe().unwrap();
+    let agent = here.parent().unwrap().parent().unwrap().join("examples/agent");
+    assert!(
+        agent.exists(),
+        "build it first: `cargo build --example agent`, or all of `cargo test`"
+    );
+    agent
+}
+
+fn start(data: &Path, root_key: &Path) -> Child {
+    let mut command = Command::new(agent());
+    command.arg("--data").arg(data).arg("--root-key-file").arg(root_key);
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits for the end of the process, and kills it if that does not come.
+fn ended(mut child: Child) -> Option<ExitStatus> {
+    let pid = Pid::from_child(&child);
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || say.send(child.wait().unwrap()));
+    let status = said.recv_timeout(LONGEST).ok();
+    if status.is_none() {
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+    status
+}
+
+/// A rotation that takes long must not keep a service from stopping. This one takes 500 seconds.
+#[test]
+fn the_agent_ends_on_sigterm_in_the_middle_of_a_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, root_key) = (dir.path().join("data"), dir.path().join("root-key"));
+    let text = "8mXk2pQ0cVb7sLz1TnR4uYw9eHj3gAf5dBi6oKqMx+E=";
+    std::fs::write(&root_key, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&root_key, mode).unwrap();
+    let open = || Store::open(&data, RootKey::from_file(&root_key).unwrap()).unwrap();
+    let store = open();
+    let acme = store.create_org("acme", OrgPolicy::byok()).unwrap();
+    (0..500).for_each(|i| acme.put(format!("clusters/{i:03}/token"), "t").unwrap());
+    store.keys().set_throttle(Throttle::unlimited().with_records_per_second(1).unwrap()).unwrap();
+    drop(acme);
+    store.close().unwrap();
+
+    let mut child = start(&data, &root_key);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("agent "));
+    signal(&child, Signal::HUP);
+    // Its first word of the rotation: from now on it waits for its end.
+    assert!(lines.any(|line| line.contains("acme") && !line.starts_with('{')));
+    signal(&child, Signal::TERM);
+    assert!(ended(child).unwrap().success());
+    assert!(lines.any(|line| line.ends_with("everything is durable")));
+    let rotates = open().orgs()[0].rotating;
+    assert!(rotates, "the rotation was begun, and goes on later");
+}
