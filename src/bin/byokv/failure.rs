@@ -4,7 +4,7 @@ use std::io;
 
 use byokv::{BackupError, Error, ImportError};
 
-pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
+pub(super) type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
 #[derive(Debug)]
 pub(super) enum Failure {

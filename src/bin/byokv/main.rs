@@ -4,10 +4,14 @@
 
 mod backup;
 mod certificate;
+mod docker;
 mod doctor;
-mod dotenv;
+mod dotenv_read;
+mod dotenv_write;
+mod entry;
 mod erase;
 mod failure;
+mod jsonl;
 mod key;
 mod org;
 mod record;

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{Failure, Result};
+use super::jsonl::Line;
 use super::secret::{self, Output};
-use super::transfer::Line;
 use super::ui;
 
 #[derive(Args)]

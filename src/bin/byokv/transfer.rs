@@ -1,24 +1,29 @@
-//! `byokv import` and `export`, and their JSON Lines.
+//! `byokv import` and `export`.
 
+use std::collections::{HashMap, hash_map};
 use std::io::Write;
 use std::path::PathBuf;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use byokv::{MAX_NAME_LEN, MAX_NAME_SEGMENTS, MAX_VALUE_LEN, NamePolicy, Org};
 use clap::{Args, ValueEnum};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::Context;
-use super::dotenv;
+use super::entry::{Entry, Refusal};
 use super::failure::{Failure, Result};
+use super::jsonl::{self, Line};
 use super::secret::{self, Output, Secret};
 use super::ui::{self, Bar};
+use super::{docker, dotenv_read, dotenv_write};
+
+const READERS: &str = "\
+dotenv has no one format. What is written as `dotenv` bash (`set -a; . ./.env`), node (--env-file,
+20.12 or newer), python-dotenv and dotenvy read alike, and what is imported they would read alike;
+all else is refused. Docker's --env-file takes quotes for a part of the value: `docker` is what it
+reads. Byte for byte, whatever a value holds: `jsonl`.";
 
 #[derive(Args)]
+#[command(after_help = READERS)]
 pub(super) struct Import {
     /// Name of the org
     org: String,
@@ -28,11 +33,15 @@ pub(super) struct Import {
     /// Put this before every name
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
+    /// Of records with the same name take the last, instead of refusing the file
+    #[arg(long)]
+    last_wins: bool,
     /// The file; `-` and the default are stdin
     file: Option<PathBuf>,
 }
 
 #[derive(Args)]
+#[command(after_help = READERS)]
 pub(super) struct Export {
     /// Name of the org
     org: String,
@@ -51,64 +60,29 @@ pub(super) struct Export {
 enum Format {
     /// JSON Lines: {"name": …, "value": …}, or name_base64, value_base64 for what is not UTF-8
     Jsonl,
-    /// NAME="value", as dotenv files have it; `$` must be escaped or in single quotes
+    /// NAME='value', as far as the readers of dotenv files agree
     Dotenv,
+    /// NAME=value without quotes, for Docker's --env-file
+    Docker,
 }
 
-/// A record of JSON Lines.
-pub(super) struct Line<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) value: Option<&'a [u8]>,
-}
-
-impl Serialize for Line<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        let mut entry = |text, base64, bytes| match str::from_utf8(bytes) {
-            Ok(plain) => map.serialize_entry(text, plain),
-            Err(_) => map.serialize_entry(base64, &*Zeroizing::new(STANDARD.encode(bytes))),
-        };
-        entry("name", "name_base64", self.name)?;
-        if let Some(value) = self.value {
-            entry("value", "value_base64", value)?;
-        }
-        map.end()
-    }
-}
-
-/// The same, read.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    name: Option<Text>,
-    name_base64: Option<Text>,
-    value: Option<Text>,
-    value_base64: Option<Text>,
-}
-
-/// Wiped when dropped.
-struct Text(Zeroizing<String>);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(d).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
-pub(super) type Records = Vec<(Vec<u8>, Secret)>;
+type Records = Vec<(Vec<u8>, Secret)>;
 
 impl Import {
     pub(super) fn run(self, context: &Context) -> Result {
         let content = secret::read(self.file.as_deref(), u64::MAX)?;
         // Some editors put a byte order mark there.
         let text = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
-        let prefix = self.prefix.as_bytes();
         // Everything is read before anything is written.
-        let records = match self.format {
-            Format::Jsonl => from_lines(text, prefix)?,
-            Format::Dotenv => dotenv::read(text, prefix)?,
+        let entries = match self.format {
+            Format::Jsonl => jsonl::read(text).map_err(|refusal| vec![refusal]),
+            Format::Dotenv => dotenv_read::read(text),
+            Format::Docker => docker::read(text).map_err(|refusal| vec![refusal]),
         };
         drop(content);
+        let (records, passed_over) = entries
+            .and_then(|entries| self.records(entries).map_err(|refusal| vec![refusal]))
+            .map_err(|refusals| refused(&refusals))?;
         context.with_store(|store| {
             let org = store.org(&self.org)?;
             if store.keys().status(&self.org)?.policy.names() == NamePolicy::Blinded {
@@ -126,11 +100,66 @@ impl Import {
             })
         })?;
         let count = records.len() as u64;
-        context.ui.done(
-            &json!({"org": self.org, "records": count}),
-            format_args!("{} imported", ui::records(count)),
-        )
+        let mut text = format!("{} imported", ui::records(count));
+        if passed_over > 0 {
+            text += &format!("; {passed_over} passed over, whose names came again");
+        }
+        let json = json!({"org": self.org, "records": count, "passed_over": passed_over});
+        context.ui.done(&json, text)
     }
+
+    /// Returns what is to be stored, each name once, and how many entries are not.
+    fn records(&self, entries: Vec<Entry>) -> Result<(Records, u64), Refusal> {
+        let mut seen: HashMap<Vec<u8>, (u64, usize)> = HashMap::new();
+        let (mut records, mut passed_over): (Records, u64) = (Vec::new(), 0);
+        for Entry { line, name, value } in entries {
+            let name = [self.prefix.as_bytes(), &name].concat();
+            if name.is_empty() || name.len() > MAX_NAME_LEN {
+                return Err(Refusal::new(line, format!("a name has 1 to {MAX_NAME_LEN} bytes")));
+            }
+            if value.len() > MAX_VALUE_LEN {
+                let why = format!("a value has at most {MAX_VALUE_LEN} bytes");
+                return Err(Refusal::new(line, why));
+            }
+            match seen.entry(name) {
+                hash_map::Entry::Vacant(new) => {
+                    records.push((new.key().clone(), value));
+                    new.insert((line, records.len() - 1));
+                }
+                hash_map::Entry::Occupied(mut known) if self.last_wins => {
+                    let (last, index) = known.get_mut();
+                    *last = line;
+                    records[*index].1 = value;
+                    passed_over += 1;
+                }
+                hash_map::Entry::Occupied(known) => {
+                    let (name, first) = (ui::visible(known.key()), known.get().0);
+                    let why = format!(
+                        "the record \"{name}\" stands in line {first} already; give --last-wins to \
+                         store what comes last"
+                    );
+                    return Err(Refusal::new(line, why));
+                }
+            }
+        }
+        Ok((records, passed_over))
+    }
+}
+
+/// The first line in whole, and some of the others.
+fn refused(refusals: &[Refusal]) -> Failure {
+    const SHOWN: usize = 20;
+    let mut text = String::new();
+    for (number, Refusal { line, why }) in refusals.iter().take(SHOWN).enumerate() {
+        text += &match number {
+            0 => format!("line {line}: {why}; nothing was written"),
+            _ => format!("\n  line {line}: {why}"),
+        };
+    }
+    if refusals.len() > SHOWN {
+        text += &format!("\n  and {} more lines", refusals.len() - SHOWN);
+    }
+    Failure::Failed(text)
 }
 
 /// In batches, each of which is written whole or not at all.
@@ -155,79 +184,83 @@ fn write(org: &Org, records: &Records, written: &mut u64, bar: &Bar) -> byokv::R
     Ok(())
 }
 
-pub(super) fn refused(line: u64, why: &str) -> Failure {
-    Failure::Failed(format!("line {line}: {why}; nothing was written"))
-}
-
-/// A record of `line`, within the limits.
-pub(super) fn checked(
-    line: u64,
-    prefix: &[u8],
-    name: &[u8],
-    value: Secret,
-) -> Result<(Vec<u8>, Secret)> {
-    let name = [prefix, name].concat();
-    if name.is_empty() || name.len() > MAX_NAME_LEN {
-        return Err(refused(line, &format!("a name has 1 to {MAX_NAME_LEN} bytes")));
-    }
-    if value.len() > MAX_VALUE_LEN {
-        return Err(refused(line, &format!("a value has at most {MAX_VALUE_LEN} bytes")));
-    }
-    Ok((name, value))
-}
-
-fn from_lines(content: &[u8], prefix: &[u8]) -> Result<Records> {
-    let mut records = Vec::new();
-    for (number, line) in (1..).zip(content.split(|byte| *byte == b'\n')) {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        // serde_json's own message may quote a value.
-        let fields: Fields = serde_json::from_slice(line).map_err(|error| {
-            let why = if error.is_data() {
-                "not an object of strings: name or name_base64, and value or value_base64"
-                    .to_owned()
-            } else {
-                format!("not JSON from column {}", error.column())
-            };
-            refused(number, &why)
-        })?;
-        let name = bytes(number, "name", fields.name, fields.name_base64)?;
-        let value = bytes(number, "value", fields.value, fields.value_base64)?;
-        records.push(checked(number, prefix, &name, value)?);
-    }
-    Ok(records)
-}
-
-fn bytes(line: u64, field: &str, text: Option<Text>, base64: Option<Text>) -> Result<Secret> {
-    match (text, base64) {
-        (Some(text), None) => Ok(Zeroizing::new(text.0.as_bytes().to_vec())),
-        (None, Some(text)) => STANDARD
-            .decode(text.0.as_bytes())
-            .map(Zeroizing::new)
-            .map_err(|_| refused(line, &format!("{field}_base64 is not base64"))),
-        _ => Err(refused(line, &format!("one of {field} and {field}_base64 is needed"))),
-    }
-}
-
 impl Export {
     pub(super) fn run(self, context: &Context) -> Result {
-        let mut count = 0;
+        let (mut count, mut quoted) = (0, 0);
         context.with_store(|store| {
             let mut out = Output::new()?;
+            // What programs shall read is written whole or not at all.
+            let (mut lines, mut refused) = (Vec::new(), Refused::default());
             for record in store.org(&self.org)?.scan(&self.prefix) {
                 let record = record?;
                 let strip = if self.strip_prefix { self.prefix.len() } else { 0 };
                 let name = record.name.get(strip..).unwrap_or_default();
-                match self.format {
-                    Format::Jsonl => out.json(&Line { name, value: Some(&record.value) })?,
-                    Format::Dotenv => out.write_all(&dotenv::line(name, &record.value)?)?,
+                let line = match self.format {
+                    Format::Jsonl => {
+                        out.json(&Line { name, value: Some(&record.value) })?;
+                        count += 1;
+                        continue;
+                    }
+                    Format::Dotenv => dotenv_write::line(name, &record.value),
+                    Format::Docker => docker::line(name, &record.value),
+                };
+                match line {
+                    Ok(line) => lines.push(line),
+                    Err(why) => refused.add(name, why),
                 }
-                count += 1;
+            }
+            refused.check()?;
+            for line in &lines {
+                out.write_all(line)?;
+            }
+            count += lines.len() as u64;
+            if matches!(self.format, Format::Dotenv) {
+                quoted = lines.iter().filter(|line| dotenv_write::is_quoted(line)).count();
             }
             out.finish()
         })?;
         context.ui.note(format_args!("{} exported", ui::records(count)));
+        if quoted > 0 {
+            context.ui.note(format_args!(
+                "{quoted} in quotes, which Docker's --env-file would take for a part of the value; \
+                 for it use --format docker"
+            ));
+        }
         Ok(())
+    }
+}
+
+/// Records that cannot be written, the first of them with their names.
+#[derive(Default)]
+struct Refused {
+    named: Vec<String>,
+    count: usize,
+}
+
+impl Refused {
+    fn add(&mut self, name: &[u8], why: &str) {
+        const NAMED: usize = 20;
+        self.count += 1;
+        if self.named.len() < NAMED {
+            self.named.push(format!("\n  \"{}\": {why}", ui::visible(name)));
+        }
+    }
+
+    fn check(self) -> Result {
+        let Self { mut named, count } = self;
+        if count == 0 {
+            return Ok(());
+        }
+        if count > named.len() {
+            named.push(format!("\n  and {} more", count - named.len()));
+        }
+        Err(Failure::Failed(format!(
+            "{} cannot be written so that every reader takes {} as {} stored; nothing was written; \
+             use --format jsonl, or another --prefix with --strip-prefix{}",
+            ui::records(count as u64),
+            if count == 1 { "it" } else { "them" },
+            if count == 1 { "it is" } else { "they are" },
+            named.concat()
+        )))
     }
 }
