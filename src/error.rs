@@ -274,6 +274,19 @@ pub enum Error {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// A link, a mount point or a special file lies where the store keeps files of its own.
+    #[error(
+        "{} is {what}; it was left as it is; all files of a store lie in its own directory, on one \
+         file system, or what is erased would stay elsewhere; put the file or directory itself \
+         there (the data directory as a whole may be a link or a mount point)",
+        path.display()
+    )]
+    OutsideStore {
+        /// Where it lies.
+        path: PathBuf,
+        /// What it is, such as `a symbolic link`.
+        what: &'static str,
+    },
     /// Another process, or another `Store` of this process, has the directory open.
     #[error(
         "the store in {} is in use{}; one process at a time may open it",

@@ -30,6 +30,7 @@ mod admin;
 mod audit;
 #[cfg(feature = "backup")]
 mod backup;
+mod disk;
 mod engine;
 mod envelope;
 mod error;
@@ -59,11 +60,12 @@ mod time;
 
 pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{
-    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateKind, KeyRefusal, OrgRef,
+    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateKind, ErasureLimit, KeyRefusal,
+    OrgRef,
 };
 #[cfg(feature = "backup")]
 pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
-pub use engine::{Change, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
+pub use engine::{Change, Inspection, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
 pub use envelope::name::MAX_NAME_SEGMENTS;
 pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};

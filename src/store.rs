@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, status};
-use crate::engine::{Engine, Residue, ResidueErased};
+use crate::engine::{Engine, Inspection, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::keyring::OrgPolicy;
@@ -173,19 +173,43 @@ impl Store {
         self.engine.change_root_key(root)
     }
 
-    /// Envelopes of retired keys that can still be found in the database's files: sled appends,
-    /// so old ciphertext stays until its space is used again. Nobody has their keys; who kept a
-    /// copy of one could open them. Reads every file of the database.
+    /// Looks at a data directory from outside, without a root key and without changing anything: which
+    /// links and mount points keep the store in it from opening, which of its files have names
+    /// elsewhere, and what no erasure in it reaches. Works also while the store is open.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, RootKey, Store};
+    /// # let root = RootKey::from_material(KeyMaterial::generate()?);
+    /// let store = Store::open(dir.path().join("data"), root)?;
+    /// let inspection = Store::inspect(dir.path().join("data"))?;
+    /// assert!(inspection.outside.is_empty() && inspection.linked.is_empty());
+    /// inspection.limits.iter().for_each(|limit| println!("not reached: {limit}"));
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Disk errors of the machine.
+    /// Disk errors of the machine, also if there is no such directory.
+    pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
+        Inspection::of(dir.as_ref())
+    }
+
+    /// Envelopes of retired keys that can still be found in the database's files: sled appends,
+    /// so old ciphertext stays until its space is used again. Nobody has their keys; who kept a
+    /// copy of one could open them. Reads every file of the database, and every other file in the data
+    /// directory but the keyring and the mark.
+    ///
+    /// # Errors
+    /// [`Error::OutsideStore`] if a link or a mount point lies in the database; disk errors of the
+    /// machine.
     pub fn residue(&self) -> Result<Vec<Residue>> {
         self.engine.residue()
     }
 
     /// Removes the residue of every retired key: copies what lives to a fresh database, goes on
     /// with that, overwrites and removes the old files, searches the new ones, and upgrades each
-    /// certificate from *retired* to *erased*. Needs as much free space as the live data takes.
+    /// certificate from *retired* to *erased*, with a list of what that does not reach
+    /// ([`Certificate::scope`](crate::Certificate::scope)). Needs as much free space as the live data takes.
     /// Reads go on; writes are held up for the switch alone
     /// ([`ResidueErased::writes_paused`]). May be killed at any moment: the next open goes on
     /// with the old or the new database, and removes the other.
@@ -204,7 +228,8 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ResidueBusy`], [`Error::DiskFull`]; disk errors of the machine. Nothing is lost.
+    /// [`Error::ResidueBusy`], [`Error::DiskFull`]; [`Error::OutsideStore`] if a link or a mount point
+    /// lies where the store keeps files; disk errors of the machine. Nothing is lost.
     pub fn erase_residue(&self) -> Result<ResidueErased> {
         self.engine.erase_residue()
     }

@@ -19,6 +19,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("process", 1),
     ("failpoint", 0),
     ("material", 1),
+    ("disk", 1),
     ("envelope", 2),
     ("sealed", 2),
     ("import", 2),

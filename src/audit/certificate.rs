@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::ErasureLimit;
 use crate::error::{Error, Result};
 use crate::id::{CertificateHash, Fingerprint, KeyVersion, OrgId, Origin, Suite};
 use crate::json;
@@ -31,11 +32,12 @@ pub enum CertificateKind {
         /// The suite under which no record is left.
         suite: Suite,
     },
-    /// A retired key's old ciphertext was erased too: in every file of the database, searched
-    /// byte by byte, no envelope of it is left. File systems that write elsewhere than in place,
-    /// flash drives and backups may hold copies that this does not reach.
+    /// A retired key's old ciphertext was erased too: in every file that the store ever made in its
+    /// directory, also those of large pages that sled has removed since, no envelope of it is left.
+    /// What that does not reach, [`Certificate::scope`] lists.
     KeyErased,
     /// An org was erased: every key destroyed, then every record deleted.
+    /// [`Certificate::scope`] lists what that does not reach.
     OrgErased,
 }
 json::tagged!(CertificateKind);
@@ -100,6 +102,8 @@ pub struct Certificate {
     /// Generation of the store's secret, from 1, that the authenticator was made with. A change of a
     /// compromised root key makes the next one.
     pub secret_generation: u32,
+    /// Of a certificate of erasure: what its claim does not reach. Empty for others.
+    pub scope: Vec<ErasureLimit>,
     /// The HMAC.
     #[serde(with = "base64_text")]
     pub authenticator: Vec<u8>,
@@ -126,6 +130,7 @@ impl Serialize for Certificate {
             at_unix_ms,
             keyring_generation,
             secret_generation,
+            scope,
             authenticator,
         } = self;
         let mut map = serializer.serialize_map(None)?;
@@ -151,6 +156,7 @@ impl Serialize for Certificate {
         map.serialize_entry("at_unix_ms", at_unix_ms)?;
         map.serialize_entry("keyring_generation", keyring_generation)?;
         map.serialize_entry("secret_generation", secret_generation)?;
+        map.serialize_entry("scope", scope)?;
         map.serialize_entry("authenticator", &STANDARD.encode(authenticator))?;
         map.end()
     }
@@ -288,6 +294,10 @@ impl fmt::Display for Certificate {
         writeln!(f, "  keyring generation {}", self.keyring_generation)?;
         writeln!(f, "  store, org id      {}, {}", self.store, self.org_id)?;
         writeln!(f, "  SHA-256            {}", self.sha256())?;
+        if !self.scope.is_empty() {
+            writeln!(f, "  not reached")?;
+            self.scope.iter().try_for_each(|limit| writeln!(f, "    - {limit}"))?;
+        }
         write!(f, "  authenticator      {}", STANDARD.encode(&self.authenticator))
     }
 }
@@ -339,6 +349,7 @@ mod tests {
             at_unix_ms: 1_700_000_000_000,
             keyring_generation: 4,
             secret_generation: 1,
+            scope: vec![ErasureLimit::AbortedPages],
             authenticator: Vec::new(),
         }
         .authenticate(&key(1))
@@ -376,6 +387,7 @@ mod tests {
                     let first = if s.starts_with('0') { "1" } else { "0" };
                     format!("{first}{}", &s[1..]).into()
                 }
+                ("scope", _) => serde_json::json!([{"kind": "shortened_log"}]),
                 (_, other) => panic!("unexpected {other}"),
             };
             assert_ne!(altered, json, "{field}");

@@ -3,6 +3,7 @@
 mod certificate;
 mod event;
 mod refusal;
+mod scope;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 pub use certificate::{Certificate, CertificateKind};
 pub use event::AuditEvent;
 pub use refusal::KeyRefusal;
+pub use scope::ErasureLimit;
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};

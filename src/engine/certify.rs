@@ -1,15 +1,18 @@
 //! The one place that makes certificates.
 
+use std::path::Path;
+
 use super::Engine;
 use super::change::Drafts;
-use crate::audit::{AuditEvent, Certificate, CertificateKind, Certified, Draft};
+use crate::audit::{AuditEvent, Certificate, CertificateKind, Certified, Draft, ErasureLimit};
+use crate::disk::{Medium, Writes};
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId};
 use crate::keyring::{Keyring, Owed};
 use crate::time::now_unix_ms;
 
 /// What a certificate says beside what the keyring knows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Claim {
     pub(crate) kind: CertificateKind,
     pub(crate) org: OrgId,
@@ -19,6 +22,8 @@ pub(crate) struct Claim {
     pub(crate) records_rewritten: u64,
     pub(crate) records_verified: u64,
     pub(crate) records_deleted: u64,
+    /// What the claim does not reach, for a certificate of erasure.
+    pub(crate) scope: Vec<ErasureLimit>,
 }
 
 impl Claim {
@@ -36,11 +41,28 @@ impl Claim {
             records_rewritten: 0,
             records_verified: 0,
             records_deleted: 0,
+            scope: Vec::new(),
         }
     }
 }
 
+/// Returns what no erasure in `dir` reaches, whatever it erases.
+pub(super) fn limits(dir: &Path) -> Vec<ErasureLimit> {
+    let Medium { name: file_system, writes } = Medium::of(dir);
+    let of_medium = match writes {
+        Writes::InPlace => None,
+        Writes::Elsewhere => Some(ErasureLimit::NotInPlace { file_system }),
+        Writes::Unknown => Some(ErasureLimit::UnknownFileSystem { file_system }),
+    };
+    of_medium.into_iter().chain([ErasureLimit::BesideFiles]).collect()
+}
+
 impl Engine {
+    /// Returns what no erasure in this store's directory reaches, whatever it erases.
+    pub(crate) fn limits(&self) -> Vec<ErasureLimit> {
+        limits(&self.dir)
+    }
+
     /// Makes the certificate of `claim` and its entry in the audit log, which holds the
     /// certificate's hash, and has the keyring that is being changed owe both to the database.
     /// Returns `None` if the keyring does not know the org or the version.
@@ -68,6 +90,7 @@ impl Engine {
             at_unix_ms: now_unix_ms(),
             keyring_generation: keyring.generation,
             secret_generation: 0,
+            scope: claim.scope,
             authenticator: Vec::new(),
         })?;
         let Certified { certificate, key, value, hash } = certified;

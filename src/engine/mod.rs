@@ -4,7 +4,9 @@
 mod certify;
 mod change;
 mod durability;
+mod files;
 mod import;
+mod inspection;
 mod latency;
 mod lock;
 mod names;
@@ -37,6 +39,7 @@ use crate::text::printable;
 
 pub(crate) use certify::Claim;
 use durability::Durability;
+pub use inspection::Inspection;
 pub(crate) use latency::{Counts, Latency};
 use lock::DirLock;
 pub(crate) use names::{Moved, place_version, split_at_places_of};

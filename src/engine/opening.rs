@@ -12,7 +12,7 @@ use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
 use super::whole::not_whole;
-use super::{Engine, OrgState, Ring};
+use super::{Engine, OrgState, Ring, files};
 use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -42,8 +42,11 @@ impl Engine {
         if options.fips_mode && !has_fips_module() {
             return Err(Error::FipsModuleMissing);
         }
+        if dir.is_dir() {
+            files::check(dir)?;
+        }
         let file = KeyringFile::new(dir.join("keyring"));
-        if !file.path().exists() && !options.create && !Self::any_database(dir) {
+        if !file.path().exists() && !options.create && !files::any_database(dir) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
         }
         make_dir(dir)?;
@@ -208,7 +211,7 @@ fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
 
 /// Refuses to make a store where another one, or something else, lies.
 fn check_free(dir: &Path) -> Result<()> {
-    if Engine::any_database(dir) || Mark::path(dir).exists() {
+    if files::any_database(dir) || Mark::path(dir).exists() {
         let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
                    put back the newest copy of the whole data directory";
         return Err(Error::damaged(&dir.join("keyring"), why));

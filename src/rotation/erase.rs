@@ -3,7 +3,7 @@
 
 use super::count::HeaderCount;
 use super::pass::Cursor;
-use crate::audit::CertificateKind;
+use crate::audit::{CertificateKind, ErasureLimit};
 use crate::engine::{Claim, Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -83,8 +83,10 @@ impl Deletion {
             };
             entry.erasure = Some(Erasure::RecordsDeleted);
             let version = entry.newest().version;
+            let mut scope = vec![ErasureLimit::Residue];
+            scope.extend(engine.limits());
             let claim = Claim::new(CertificateKind::OrgErased, org.id, version, None);
-            let claim = Claim { records_deleted: self.deleted(), ..claim };
+            let claim = Claim { records_deleted: self.deleted(), scope, ..claim };
             engine.certify(keyring, drafts, claim)?;
             Ok(())
         })?;

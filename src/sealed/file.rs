@@ -1,9 +1,10 @@
 //! Files that are replaced whole: never half-written, the old bytes overwritten.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::disk::{self, Boundary};
 use crate::error::{Error, Result};
 use crate::failpoint;
 
@@ -15,16 +16,26 @@ fn beside(path: &Path) -> PathBuf {
 /// Replaces `path` by `bytes`, atomically and durably:
 ///
 /// 1. write `path.new`, fsync it;
-/// 2. exchange the two names (Linux `renameat2(RENAME_EXCHANGE)`), or link where there is no
+/// 2. exchange the two names (Linux `renameat2(RENAME_EXCHANGE)`), or rename where there is no
 ///    old file; must come after 1, or a crash leaves a torn file under the name;
 /// 3. fsync the directory; must come after 2, or a power cut undoes it;
 /// 4. overwrite what is now `path.new`, the old bytes, and remove it; must come after 3, or a
 ///    power cut may bring the overwritten file back under the name.
 ///
 /// At each moment `path` is whole, and `path.new` is one that may be thrown away.
+///
+/// Where the file system cannot exchange names, the old file is kept open over a renaming, and
+/// overwritten after 3 all the same; only a kill in between leaves its bytes on the disk.
+///
+/// Other names of the old file (hard links) show its new bytes, zeros: they are no copies.
+///
+/// # Errors
+/// [`Error::OutsideStore`], before anything is changed, if `path` or `path.new` is a link or a mount
+/// point: what a link points to would keep the old bytes.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let new = beside(path);
     let during = |step: &str| format!("{step} {}", new.display());
+    let is_there = Boundary::of(folder(path))?.look(path)?.is_some();
     discard(path)?;
     let mut file = private(&new).map_err(|e| Error::io(during("creating"), e))?;
     failpoint::reach("keyring.begun", "");
@@ -35,11 +46,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder(path);
     let dir = File::open(folder).map_err(|e| Error::io(during("opening the directory of"), e))?;
     failpoint::reach("keyring.written", "");
-    if path.exists() {
-        exchange(&new, path).map_err(|e| Error::io(during("exchanging"), e))?;
+    let unnamed = if is_there {
+        exchange(&new, path).map_err(|e| Error::io(during("exchanging"), e))?
     } else {
         fs::rename(&new, path).map_err(|e| Error::io(during("renaming"), e))?;
-    }
+        None
+    };
     failpoint::reach("keyring.exchanged", "");
     if let Err(error) = dir.sync_all() {
         let path = path.display();
@@ -49,6 +61,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         return Err(Error::SyncFailed { why });
     }
     failpoint::reach("keyring.dir_synced", "");
+    if let Some(mut old) = unnamed
+        && let Err(error) = disk::overwrite_open(&mut old)
+    {
+        tracing::warn!(
+            path = %path.display(), %error,
+            "what the replaced file held, keys wrapped by the root key, stays on the disk until its \
+             space is used again"
+        );
+    }
     if let Err(error) = discard_old(path) {
         tracing::warn!(%error, "the replaced file is overwritten at the next change or open");
     }
@@ -58,10 +79,6 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Overwrites and removes what a replacement left behind, finished or not. A crash may have come
 /// between its exchange and its fsync of the directory: that is made up for first, or a power
 /// cut may bring the overwritten file back under the name.
-///
-/// The overwriting reaches the blocks of the old file on file systems that write in place. It
-/// does not on copy-on-write and log-structured ones (btrfs, ZFS, F2FS), nor does it reach a
-/// flash drive's spare blocks, journals or snapshots.
 pub(crate) fn discard(path: &Path) -> Result<()> {
     if fs::symlink_metadata(beside(path)).is_ok() {
         sync_dir(path)?;
@@ -70,41 +87,15 @@ pub(crate) fn discard(path: &Path) -> Result<()> {
     discard_old(path)
 }
 
-/// Likewise, once the directory is synced.
+/// Does the same as [`discard`] once the directory is synced.
 fn discard_old(path: &Path) -> Result<()> {
     let old = beside(path);
-    let during = |e| Error::io(format!("removing {}", old.display()), e);
-    match fs::symlink_metadata(&old) {
-        Ok(meta) if meta.is_file() => overwrite(&old)?,
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(during(e)),
+    let Some(found) = Boundary::of(folder(path))?.look(&old)? else { return Ok(()) };
+    if !found.is_dir {
+        disk::overwrite(&old)?;
     }
     failpoint::reach("keyring.overwritten", "");
-    fs::remove_file(&old).map_err(during)
-}
-
-/// Overwrites a file with zeros, durably. Never what a symbolic link points to.
-pub(crate) fn overwrite(path: &Path) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    let overwritten = not_through_links(&mut options).open(path).and_then(|mut file| {
-        let len = file.metadata()?.len();
-        io::copy(&mut io::repeat(0).take(len), &mut file)?;
-        file.sync_data()
-    });
-    overwritten.map_err(|e| Error::io(format!("overwriting {}", path.display()), e))
-}
-
-#[cfg(unix)]
-fn not_through_links(options: &mut OpenOptions) -> &mut OpenOptions {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags)
-}
-
-#[cfg(not(unix))]
-fn not_through_links(options: &mut OpenOptions) -> &mut OpenOptions {
-    options
+    fs::remove_file(&old).map_err(|e| Error::io(format!("removing {}", old.display()), e))
 }
 
 fn folder(path: &Path) -> &Path {
@@ -131,36 +122,34 @@ pub(crate) fn private(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-#[cfg(target_os = "linux")]
-fn exchange(new: &Path, path: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
+/// Exchanges the names of two files. Where that cannot be done, `new` takes the place of the other,
+/// which is given back, open for writing: no name leads to it any more.
+fn exchange(new: &Path, path: &Path) -> io::Result<Option<File>> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
 
-    match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => Ok(()),
-        // The file system cannot exchange.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => rename(new, path),
-        Err(e) => Err(e.into()),
+        match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(None),
+            // The file system cannot exchange.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
+    rename_over(new, path).map(Some)
 }
 
-#[cfg(not(target_os = "linux"))]
-fn exchange(new: &Path, path: &Path) -> io::Result<()> {
-    rename(new, path)
-}
-
-/// The old bytes go unoverwritten: nothing leads to them any more.
-fn rename(new: &Path, path: &Path) -> io::Result<()> {
+fn rename_over(new: &Path, path: &Path) -> io::Result<File> {
+    let old = disk::to_overwrite(path)?;
     fs::rename(new, path)?;
-    tracing::warn!(
-        path = %path.display(),
-        "this file system cannot exchange two files: what the old one held, keys wrapped by the \
-         root key, stays on the disk until its space is used again"
-    );
-    Ok(())
+    Ok(old)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -184,6 +173,33 @@ mod tests {
         let mut bytes = Vec::new();
         old.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [0; 13]);
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_exchange_names_keeps_no_old_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("keyring"), dir.path().join("keyring.new"));
+        fs::write(&path, "an old secret").unwrap();
+        fs::write(&new, "a new secret").unwrap();
+        let mut seen = File::open(&path).unwrap();
+        let mut old = rename_over(&new, &path).unwrap();
+        disk::overwrite_open(&mut old).unwrap();
+        let mut bytes = Vec::new();
+        seen.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [0; 13]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a new secret");
+    }
+
+    /// A link would become a file, and what it points to would keep the old bytes.
+    #[test]
+    fn a_link_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("keyring"), dir.path().join("elsewhere"));
+        fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(matches!(replace(&path, b"new"), Err(Error::OutsideStore { .. })));
+        assert_eq!(fs::read_to_string(&target).unwrap(), "old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

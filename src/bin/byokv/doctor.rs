@@ -6,7 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
-use byokv::{KeyState, Store};
+use byokv::{ErasureLimit, KeyState, Store};
 use serde::Serialize;
 use serde_json::json;
 
@@ -91,7 +91,36 @@ fn outside(report: &mut Report, data: &Path) -> bool {
         report.add(Level::Notice, "leftover", found, "nothing; the next open removes it");
     }
     space(report, data);
+    borders(report, data);
     data.join("keyring").exists()
+}
+
+/// Whether all of the store lies in its directory, and what erasing in it reaches.
+fn borders(report: &mut Report, data: &Path) {
+    let found = match Store::inspect(data) {
+        Ok(found) => found,
+        Err(error) => return report.add(Level::Fault, "files", error.to_string(), ""),
+    };
+    for error in &found.outside {
+        let advice = "the store does not open before the file or directory itself lies there";
+        report.add(Level::Fault, "files", error.to_string(), advice);
+    }
+    for path in &found.linked {
+        let found = format!("{} has another name elsewhere, a hard link", path.display());
+        let advice = "it is no copy: what the store erases is gone there too; copy files with \
+                      `cp -a`, never with `cp -l`";
+        report.add(Level::Notice, "files", found, advice);
+    }
+    let beside = |limit: &&ErasureLimit| **limit != ErasureLimit::BesideFiles;
+    let mut limits = found.limits.iter().filter(beside).peekable();
+    if limits.peek().is_none() {
+        report.fine("file system", format!("{}, which writes in place", found.file_system));
+    }
+    for limit in limits {
+        let advice = "keep the store on a file system that writes in place, such as ext4 or XFS, \
+                      if erased ciphertext must be gone";
+        report.add(Level::Notice, "file system", format!("erasing misses: {limit}"), advice);
+    }
 }
 
 #[cfg(unix)]

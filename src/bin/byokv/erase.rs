@@ -1,6 +1,8 @@
 //! What cannot be undone: letting a held key go, erasing an org, erasing old ciphertext.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use byokv::{Erasure, Residue, Store};
@@ -81,14 +83,26 @@ impl Erase {
         if ui.json {
             return ui::object(&erased);
         }
-        let found: u64 = erased.before.iter().map(|residue| residue.envelopes).sum();
+        let sum = |residue: &[Residue]| residue.iter().map(|found| found.envelopes).sum::<u64>();
+        let found = sum(&erased.before).saturating_sub(sum(&erased.left));
         ui::line(format_args!(
             "{found} envelopes of retired keys erased; writes stood still for {:?}; the files had \
              {} bytes and have {} now",
             erased.writes_paused, erased.bytes_before, erased.bytes_after
         ))?;
+        for path in elsewhere(&erased.left) {
+            ui.note(format_args!(
+                "{} holds envelopes of retired keys and is not a file of the store: it was left as it \
+                 is, and their keys got no certificate; remove it, and erase again",
+                path.display()
+            ));
+        }
         erased.certificates.iter().try_for_each(ui::line)
     }
+}
+
+fn elsewhere(residue: &[Residue]) -> BTreeSet<&Path> {
+    residue.iter().flat_map(|residue| &residue.elsewhere).map(PathBuf::as_path).collect()
 }
 
 /// What is left of retired keys in the database's files.

@@ -85,6 +85,7 @@ impl Failure {
                 Error::RootKeyUnavailable { .. } => "root_key_unavailable",
                 Error::RootKeyWrong { .. } => "root_key_wrong",
                 Error::FileDamaged { .. } => "file_damaged",
+                Error::OutsideStore { .. } => "outside_store",
                 Error::StoreLocked { .. } => "store_locked",
                 Error::RolledBack { .. } => "rolled_back",
                 Error::DiskFull { .. } => "disk_full",
