@@ -279,7 +279,7 @@ pub enum Error {
         "{} is {what}; it was left as it is; all files of a store lie in its own directory, on one \
          file system, or what is erased would stay elsewhere; put the file or directory itself \
          there (the data directory as a whole may be a link or a mount point)",
-        path.display()
+        text::path(path)
     )]
     OutsideStore {
         /// Where it lies.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::json;
+use crate::text::escape;
 
 /// Something that the claim of a certificate of erasure does not reach: ciphertext may still lie
 /// there. Each certificate lists its own, authenticated with all else that it says.
@@ -57,13 +58,13 @@ impl fmt::Display for ErasureLimit {
             ),
             Self::NotInPlace { file_system } => write!(
                 f,
-                "Old blocks of the files: {file_system} does not write in place, so overwriting \
-                 misses them."
+                "Old blocks of the files: {} does not write in place, so overwriting misses them.",
+                escape(file_system.as_bytes())
             ),
             Self::UnknownFileSystem { file_system } => write!(
                 f,
-                "Old blocks of the files, if {file_system} does not write in place, which is not \
-                 known."
+                "Old blocks of the files, if {} does not write in place, which is not known.",
+                escape(file_system.as_bytes())
             ),
             Self::Residue => {
                 f.write_str("Old ciphertext in the database's files, until residue is erased.")

@@ -6,7 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
-use byokv::{ErasureLimit, KeyState, Store};
+use byokv::{ErasureLimit, KeyState, Store, text};
 use serde::Serialize;
 use serde_json::json;
 
@@ -106,7 +106,7 @@ fn borders(report: &mut Report, data: &Path) {
         report.add(Level::Fault, "files", error.to_string(), advice);
     }
     for path in &found.linked {
-        let found = format!("{} has another name elsewhere, a hard link", path.display());
+        let found = format!("{} has another name elsewhere, a hard link", text::path(path));
         let advice = "it is no copy: what the store erases is gone there too; copy files with \
                       `cp -a`, never with `cp -l`";
         report.add(Level::Notice, "files", found, advice);

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use byokv::{Erasure, Residue, Store};
+use byokv::{Erasure, Residue, Store, text};
 use clap::Args;
 
 use super::failure::{Failure, Result};
@@ -94,7 +94,7 @@ impl Erase {
             ui.note(format_args!(
                 "{} holds envelopes of retired keys and is not a file of the store: it was left as it \
                  is, and their keys got no certificate; remove it, and erase again",
-                path.display()
+                text::path(path)
             ));
         }
         erased.certificates.iter().try_for_each(ui::line)
