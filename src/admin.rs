@@ -1,5 +1,7 @@
 //! The operator's face: keys of orgs, rotations, certificates, the audit log.
 
+mod foreign;
+
 use std::fmt;
 use std::sync::Arc;
 #[cfg(feature = "import")]
@@ -21,6 +23,8 @@ use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttl
 use crate::storage::{Space, prefix_range};
 #[cfg(feature = "import")]
 use crate::time::now_unix_ms;
+
+pub use foreign::ForeignKeys;
 
 /// Keys of the store's orgs. From [`Store::keys`](crate::Store::keys).
 #[derive(Clone)]

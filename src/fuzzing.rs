@@ -75,6 +75,15 @@ pub fn backup_seal(key: &KeyMaterial, bytes: &[u8]) -> Vec<u8> {
     backup::fuzz_seal(key, bytes).unwrap_or_default()
 }
 
+#[cfg(feature = "backup")]
+pub use crate::backup::HostileBackup;
+
+/// What somebody wrote who has the key of a backup.
+#[cfg(feature = "backup")]
+pub fn backup_hostile(key: &KeyMaterial, hostile: &HostileBackup<'_>) -> Vec<u8> {
+    backup::hostile(key, hostile).unwrap_or_default()
+}
+
 /// Bytes as import tokens and sealed keys: as text, behind the checksum, behind the tag.
 #[cfg(feature = "import")]
 pub fn sealed_import(bytes: &[u8]) {

@@ -283,7 +283,10 @@ impl fmt::Display for Due {
 
 /// Serde for fixed-width bytes: hex where people read, plain bytes elsewhere.
 pub(crate) mod hex_array {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use std::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub(crate) fn serialize<S: Serializer, const N: usize>(
         bytes: &[u8; N],
@@ -299,14 +302,28 @@ pub(crate) mod hex_array {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
         deserializer: D,
     ) -> Result<[u8; N], D::Error> {
-        let bytes: Vec<u8> = if deserializer.is_human_readable() {
-            let text = String::deserialize(deserializer)?;
-            base16ct::lower::decode_vec(&text)
-                .map_err(|_| D::Error::custom("not lower-case hex"))?
-        } else {
-            Vec::deserialize(deserializer)?
-        };
+        if !deserializer.is_human_readable() {
+            return deserializer.deserialize_bytes(Plain);
+        }
+        let text = String::deserialize(deserializer)?;
+        let bytes = base16ct::lower::decode_vec(&text)
+            .map_err(|_| D::Error::custom("not lower-case hex"))?;
         <[u8; N]>::try_from(bytes).map_err(|b| D::Error::invalid_length(b.len(), &"a fixed length"))
+    }
+
+    /// Takes bytes as one piece: a list of a million fingerprints is read byte by byte otherwise.
+    struct Plain<const N: usize>;
+
+    impl<const N: usize> Visitor<'_> for Plain<N> {
+        type Value = [u8; N];
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{N} bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<[u8; N], E> {
+            bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, ImportError, Result};
 use crate::id::{OrgId, TokenId};
 use crate::material::{self, KeyMaterial};
+use crate::text::is_visible;
 
 /// The format of both texts.
 const FORMAT: u8 = 1;
@@ -179,7 +180,7 @@ impl ImportToken {
         let (expires, rest) = rest.split_first_chunk().ok_or(CUT)?;
         let (public, name) = rest.split_first_chunk().ok_or(CUT)?;
         let name = str::from_utf8(name).map_err(|_| "the name of its org is not text")?;
-        let visible = !name.chars().any(char::is_control);
+        let visible = name.chars().all(is_visible);
         if name.is_empty() || name.len() > Self::NAME_LIMIT || !visible {
             return Err("the name of its org is none");
         }

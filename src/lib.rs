@@ -58,7 +58,7 @@ mod store;
 pub mod text;
 mod time;
 
-pub use admin::{AuditLog, KeyAdmin, KeyStatus, OrgStatus};
+pub use admin::{AuditLog, ForeignKeys, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{
     AuditEntry, AuditEvent, AuditHead, Certificate, CertificateKind, ErasureLimit, KeyRefusal,
     OrgRef,

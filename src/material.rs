@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::{Error, KeyMaterialError, Result};
-use crate::id::Fingerprint;
+use crate::id::{BackupId, Fingerprint};
 
 /// 32 secret bytes: an org's key, or the root key.
 ///
@@ -218,6 +218,21 @@ impl FromStr for Fingerprint {
         match decoded {
             Ok(Self::LEN) => Ok(Self::from_bytes(bytes)),
             _ => Err(Error::InvalidOption { option: "fingerprint", why: "it has 32 hex digits" }),
+        }
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidOption`] for anything but 32 hex digits.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut bytes = [0; Self::LEN];
+        let decoded = base16ct::mixed::decode(text, &mut bytes).map(<[u8]>::len);
+        match decoded {
+            Ok(Self::LEN) => Ok(Self::from_bytes(bytes)),
+            _ => Err(Error::InvalidOption { option: "backup", why: "its id has 32 hex digits" }),
         }
     }
 }

@@ -202,3 +202,50 @@ fn a_backup_that_is_not_whole_says_so() {
         String::from_utf8_lossy(&restored.stderr).contains("org \"umbra\" is not in the backup")
     );
 }
+
+/// Whoever has the key of a backup may write what he likes into it; a terminal does not obey it.
+#[test]
+fn what_a_hostile_backup_says_reaches_no_terminal_as_it_is() {
+    let shell = Shell::new();
+    let key = common::material(&fs::read_to_string(shell.path("key")).unwrap());
+    let umbra = common::material(&fs::read_to_string(shell.path("other")).unwrap());
+    let hostile = byokv::fuzzing::HostileBackup {
+        org: "umbra",
+        ancestor: None,
+        newest: 1,
+        claimed: &[umbra.fingerprint()],
+        more: 10,
+        orgs: 0,
+        text: "\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\u{2067}\u{200d}\u{feff}\u{2029}",
+    };
+    fs::write(shell.path("hostile"), byokv::fuzzing::backup_hostile(&key, &hostile)).unwrap();
+    for line in [
+        "backup show --key-file key hostile",
+        "--json backup show --key-file key hostile",
+        "restore --key-file key hostile",
+        "--json key foreign list",
+        "key foreign list",
+    ] {
+        let output = shell.run(line);
+        for said in [output.stdout, output.stderr] {
+            let said = String::from_utf8(said).unwrap();
+            assert!(
+                said.chars().all(|c| c == '\n' || (' '..='~').contains(&c)),
+                "{line}: {said:?}"
+            );
+        }
+    }
+    // Its own org may not have the key; another org may.
+    assert_eq!(shell.refused("key provision umbra --file other").1, "key_reused");
+    let print = umbra.fingerprint();
+    let found = shell.json(&format!("key foreign list --fingerprint {print}"));
+    assert_eq!(found["orgs"][0]["name"], "umbra");
+    let backup = found["backup"].as_str().unwrap();
+    let dropped = shell.json(&format!("key foreign drop {backup}"));
+    assert_eq!(dropped["dropped"], found["keys"]);
+    let again = shell.refused(&format!("key foreign drop {backup}"));
+    assert_eq!((again.0, &again.1[..]), (4, "foreign_keys_none"));
+    assert!(shell.run("key provision umbra --file other").status.success());
+    let audit = String::from_utf8(shell.run("audit").stdout).unwrap();
+    assert!(audit.contains("foreign keys dropped, which came with backup"), "{audit}");
+}

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use byokv::fuzzing::HostileBackup;
 use byokv::{
     AuditEvent, BackupContents, BackupError, CertificateKind, Error, KeyMaterial, KeyState,
     Options, RootKey, Store, failpoint,
 };
-use common::{Place, backup, check_filled, filled, key_text, material, new_key, restore};
+use common::{Ended, Place, backup, check_filled, filled, key_text, material, new_key, restore};
 
 /// Whatever is wrong with it, it is refused by its name and before anything is written.
 #[test]
@@ -78,6 +79,147 @@ fn each_refusal_comes_before_anything_is_written() {
     let after = copy.metrics().unwrap();
     assert_eq!((after.keyring_generation, after.syncs), (before.keyring_generation, before.syncs));
     restore(&copy, &key, &good).unwrap();
+}
+
+/// A backup of somebody who has its key.
+fn hostile() -> HostileBackup<'static> {
+    HostileBackup {
+        org: "acme",
+        ancestor: None,
+        newest: 1,
+        claimed: &[],
+        more: 0,
+        orgs: 0,
+        text: "text",
+    }
+}
+
+/// Two million fingerprints took over five minutes under the keyring's lock. How many are taken is
+/// limited, and how many steps those take is counted in `keyring/restore.rs`.
+#[test]
+fn a_list_of_contents_has_limits() {
+    let (home, key) = (Place::new(), new_key());
+    let store = home.open();
+    let generation = || store.metrics().unwrap().keyring_generation;
+    let before = generation();
+    for (hostile, what) in [
+        (HostileBackup { more: 500_001, ..hostile() }, "fingerprints of keys"),
+        (HostileBackup { text: &"x".repeat(200), ..hostile() }, "bytes in the name of an org"),
+    ] {
+        let file = byokv::fuzzing::backup_hostile(&key, &hostile);
+        let error = restore(&store, &key, &file).unwrap_err();
+        let text = error.to_string();
+        let is_limit = matches!(error, Error::Backup(BackupError::TooMany { .. }));
+        assert!(is_limit && text.contains(what) && text.contains("nothing was restored"), "{text}");
+    }
+    assert_eq!(generation(), before, "nothing was written");
+    let file = byokv::fuzzing::backup_hostile(&key, &HostileBackup { more: 50_000, ..hostile() });
+    restore(&store, &key, &file).unwrap();
+    let keyring = std::fs::metadata(home.data().join("keyring")).unwrap().len();
+    assert!(keyring < 16 * 50_000 + 10_000, "{keyring} bytes");
+}
+
+/// What a hostile backup says of keys keeps only its own org from them, until an operator drops it.
+#[test]
+fn a_hostile_backup_blocks_nobody_else() {
+    let (home, key) = (Place::new(), new_key());
+    let store = home.open();
+    let victim = filled(&store, "victim", 5);
+    let texts = [(); 5].map(|()| key_text());
+    let claimed = texts.each_ref().map(|text| material(text).fingerprint());
+    let hostile = HostileBackup {
+        ancestor: Some(victim.id()),
+        newest: u32::MAX - 2,
+        claimed: &claimed,
+        ..hostile()
+    };
+    let file = byokv::fuzzing::backup_hostile(&key, &hostile);
+    restore(&store, &key, &file).unwrap();
+    let keys = store.keys();
+    let provision = |org: &str, text: &str| keys.provision(org, material(text)).map(drop);
+    for text in &texts {
+        assert!(matches!(provision("acme", text), Err(Error::KeyReused { .. })));
+    }
+    provision("victim", &texts[0]).unwrap();
+    store.create_org("other", byokv::OrgPolicy::byok()).unwrap();
+    provision("other", &texts[1]).unwrap();
+    backup(&store, &material(&texts[2]));
+    store.change_root_key(RootKey::from_material(material(&texts[3]))).unwrap();
+
+    let foreign = keys.foreign_keys();
+    assert_eq!((foreign.len(), &foreign[0].orgs[0].0[..]), (1, "acme"));
+    assert!(claimed.iter().all(|key| foreign[0].keys.contains(key)));
+    let dropped = keys.drop_foreign_keys(foreign[0].backup).unwrap();
+    assert_eq!(dropped, foreign[0].keys.len() as u64);
+    assert!(keys.foreign_keys().is_empty());
+    provision("acme", &texts[4]).unwrap();
+    let event = AuditEvent::ForeignKeysDropped { backup: foreign[0].backup, keys: dropped };
+    assert_eq!(keys.audit().filter(|entry| entry.as_ref().unwrap().event == event).count(), 1);
+    let none = keys.drop_foreign_keys(foreign[0].backup).unwrap_err();
+    assert!(matches!(none, Error::Backup(BackupError::NothingForeign { .. })), "{none}");
+
+    // The numbers of the org that it calls its ancestor are not used up.
+    let whole = backup(&store, &key);
+    keys.erase_org("victim").unwrap();
+    let restored = store.restore(&key).only("victim").read_from(Cursor::new(&whole)).unwrap();
+    assert!(restored.orgs[0].key.get() < 10, "{}", restored.orgs[0].key);
+}
+
+/// It goes on with the orgs that it came with, and with no other: a backup of the whole store is
+/// not restored with what a hostile one said.
+#[test]
+fn what_a_hostile_backup_says_stays_with_its_org_over_another_backup() {
+    let (place, home, key) = (Place::new(), Place::new(), new_key());
+    let store = place.open();
+    drop(filled(&store, "victim", 5));
+    let texts = [key_text(), key_text()];
+    let claimed = texts.each_ref().map(|text| material(text).fingerprint());
+    let hostile = HostileBackup { claimed: &claimed, ..hostile() };
+    let file = byokv::fuzzing::backup_hostile(&key, &hostile);
+    restore(&store, &key, &file).unwrap();
+    let copy = home.open();
+    restore(&copy, &key, &backup(&store, &key)).unwrap();
+    let provision = |org: &str, text: &str| copy.keys().provision(org, material(text)).map(drop);
+    provision("victim", &texts[0]).unwrap();
+    assert!(matches!(provision("acme", &texts[1]), Err(Error::KeyReused { .. })));
+}
+
+/// Texts of somebody else's cannot turn a terminal's line or look like others.
+#[test]
+fn texts_of_a_backup_are_escaped() {
+    let (home, key) = (Place::new(), new_key());
+    let text = "a\u{1b}[31mb\u{9b}1mc\u{202e}d\u{2066}e\u{200b}f\u{feff}g\u{2028}h\ni";
+    let file = byokv::fuzzing::backup_hostile(&key, &HostileBackup { text, ..hostile() });
+    let contents = BackupContents::read(&key, &file[..]).unwrap();
+    let restored = restore(&home.open(), &key, &file).unwrap().backup;
+    for contents in [contents, restored] {
+        let record = &contents.unreadable[0];
+        for shown in [&contents.left_out[0].name, &record.org, &record.name, &record.why] {
+            assert!(shown.is_ascii() && !shown.contains(|c: char| c.is_control()), "{shown}");
+            assert!(shown.starts_with("a\\u{1b}[31mb") && shown.ends_with("h\\ni"), "{shown}");
+        }
+    }
+    let file =
+        byokv::fuzzing::backup_hostile(&key, &HostileBackup { org: "a\u{202e}b", ..hostile() });
+    let error = BackupContents::read(&key, &file[..]).unwrap_err();
+    assert!(matches!(error, Error::Backup(BackupError::Malformed { .. })), "{error}");
+}
+
+/// What one tenant gets says nothing of the keys of another.
+#[test]
+fn a_backup_of_one_org_holds_no_other_keys() {
+    let (place, home, key) = (Place::new(), Place::new(), new_key());
+    let store = place.open();
+    drop((filled(&store, "acme", 5), filled(&store, "umbra", 5)));
+    store.keys().provision("umbra", new_key()).unwrap().ended();
+    let mut file = Vec::new();
+    store.backup(&key).only("acme").write_to(&mut file).unwrap();
+    let copy = home.open();
+    restore(&copy, &key, &file).unwrap();
+    let foreign = copy.keys().foreign_keys();
+    let of_acme: Vec<_> =
+        store.keys().status("acme").unwrap().versions.iter().map(|v| v.fingerprint).collect();
+    assert_eq!(foreign.iter().flat_map(|f| &f.keys).copied().collect::<Vec<_>>(), of_acme);
 }
 
 /// Becomes another once it was read to its end.

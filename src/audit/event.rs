@@ -147,6 +147,14 @@ pub enum AuditEvent {
         /// How many.
         records: u64,
     },
+    /// What came with a backup that was restored here, fingerprints of other stores' keys, was
+    /// dropped: the orgs that came with it may have those keys.
+    ForeignKeysDropped {
+        /// The backup.
+        backup: BackupId,
+        /// How many fingerprints.
+        keys: u64,
+    },
     /// A backup was begun: from now on there may be one. The fingerprint is its key's.
     BackupBegun {
         /// The backup.
@@ -208,6 +216,9 @@ impl fmt::Display for AuditEvent {
                     [org] => write!(f, "of org {}", org.name),
                     orgs => write!(f, "of {} orgs", orgs.len()),
                 }
+            }
+            Self::ForeignKeysDropped { backup, keys } => {
+                write!(f, "{keys} foreign keys dropped, which came with backup {backup}")
             }
             Self::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun"),
             Self::OrgRestored { backup } => write!(f, "org restored from backup {backup}"),

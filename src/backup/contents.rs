@@ -5,34 +5,14 @@ use std::io::Read;
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, malformed};
+use super::manifest::{MOST_ORGS, Manifest, OrgPart};
 use super::stream::{Head, Opener};
+use crate::envelope::name::{MAX_NAME_SEGMENTS, segments};
 use crate::error::Result;
 use crate::id::{BackupId, Fingerprint, KeyVersion, OrgId};
-use crate::keyring::{OrgHistory, OrgPolicy};
+use crate::keyring::{NamePolicy, OrgPolicy};
 use crate::material::KeyMaterial;
-
-/// The last entry of a backup: all that is known of its orgs but the records.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
-    pub(crate) store: OrgId,
-    /// Milliseconds since 1970: of the moment that the records show.
-    pub(crate) at: u64,
-    pub(crate) is_whole: bool,
-    pub(crate) orgs: Vec<OrgPart>,
-    pub(crate) left_out: Vec<LeftOutOrg>,
-    pub(crate) unreadable: Vec<UnreadableRecord>,
-    /// Keys that the store knew besides those of `orgs`: of other orgs, erased ones, root keys.
-    pub(crate) other_keys: Vec<Fingerprint>,
-    pub(crate) backup_keys: Vec<Fingerprint>,
-}
-
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct OrgPart {
-    pub(crate) history: OrgHistory,
-    pub(crate) entries: u64,
-    /// Of values.
-    pub(crate) bytes: u64,
-}
+use crate::text::{cut, printable};
 
 /// What a backup holds. From [`BackupContents::read`], or from making one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -145,8 +125,28 @@ impl BackupContents {
             at_unix_ms: manifest.at,
             whole_store: manifest.is_whole,
             orgs: manifest.orgs.iter().map(org).collect(),
-            left_out: manifest.left_out.clone(),
-            unreadable: manifest.unreadable.clone(),
+            left_out: manifest.left_out.iter().map(LeftOutOrg::printable).collect(),
+            unreadable: manifest.unreadable.iter().map(UnreadableRecord::printable).collect(),
+        }
+    }
+}
+
+/// Whoever wrote the backup chose these texts, and they are for people.
+impl LeftOutOrg {
+    fn printable(&self) -> Self {
+        Self { name: printable(self.name.as_bytes()), ..self.clone() }
+    }
+}
+
+impl UnreadableRecord {
+    /// Longest reason, characters.
+    const WHY: usize = 1000;
+
+    fn printable(&self) -> Self {
+        Self {
+            org: printable(self.org.as_bytes()),
+            name: printable(self.name.as_bytes()),
+            why: cut(self.why.as_bytes(), Self::WHY),
         }
     }
 }
@@ -154,34 +154,52 @@ impl BackupContents {
 /// Opens everything to the end, without keeping it.
 pub(crate) fn check(key: &KeyMaterial, from: impl Read) -> Result<(Head, Manifest)> {
     let mut opener = Opener::new(from, key)?;
-    let mut seen: Vec<(u64, u64)> = Vec::new();
-    let mut count = |org: usize, bytes: usize| {
-        /// More orgs than any backup has.
-        const LIMIT: usize = 1 << 20;
-        if org >= LIMIT {
+    let mut seen: Vec<Seen> = Vec::new();
+    let mut count = |org: usize, name: &[u8], bytes: usize| {
+        if org >= MOST_ORGS {
             return Err(malformed("it has a record of no org"));
         }
         if org >= seen.len() {
-            seen.resize(org + 1, (0, 0));
+            seen.resize(org + 1, Seen::default());
         }
-        seen[org].0 += 1;
-        seen[org].1 += bytes as u64;
+        let seen = &mut seen[org];
+        seen.entries += 1;
+        seen.bytes += bytes as u64;
+        seen.deepest = seen.deepest.max(segments(name));
         Ok(())
     };
     let manifest = loop {
         match opener.entry()? {
-            Entry::Put { org, value, .. } => count(org, value.len())?,
-            Entry::Delete { org, .. } => count(org, 0)?,
+            Entry::Put { org, name, value } => count(org, &name, value.len())?,
+            Entry::Delete { org, name } => count(org, &name, 0)?,
             Entry::End(manifest) => break manifest,
         }
     };
-    let said = manifest.orgs.iter().map(|part| (part.entries, part.bytes));
-    let silent = manifest.orgs.len().saturating_sub(seen.len());
-    if !said.eq(seen.into_iter().chain(std::iter::repeat_n((0, 0), silent))) {
+    manifest.check_limits()?;
+    if seen.len() > manifest.orgs.len() {
+        return Err(malformed("it has a record of no org"));
+    }
+    seen.resize(manifest.orgs.len(), Seen::default());
+    let fits =
+        |part: &OrgPart, seen: &Seen| (part.entries, part.bytes) == (seen.entries, seen.bytes);
+    if !manifest.orgs.iter().zip(&seen).all(|(part, seen)| fits(part, seen)) {
         return Err(malformed("its list of contents does not fit its entries"));
     }
-    if !manifest.orgs.iter().all(|part| part.history.is_plausible()) {
-        return Err(malformed("the history of an org's keys makes no sense"));
+    manifest.check_sense()?;
+    let too_deep = |(part, seen): (&OrgPart, &Seen)| {
+        part.history.policy.names() == NamePolicy::Blinded && seen.deepest > MAX_NAME_SEGMENTS
+    };
+    if manifest.orgs.iter().zip(&seen).any(too_deep) {
+        return Err(malformed("a record's name has more segments than its org allows"));
     }
     Ok((opener.head(), *manifest))
+}
+
+/// What is met of one org.
+#[derive(Clone, Default)]
+struct Seen {
+    entries: u64,
+    bytes: u64,
+    /// The most segments that a name has.
+    deepest: usize,
 }

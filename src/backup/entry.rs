@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use zeroize::Zeroizing;
 
-use super::contents::Manifest;
+use super::manifest::Manifest;
 use super::stream::{Opener, Sealer};
 use crate::engine::{MAX_NAME_LEN, MAX_VALUE_LEN};
 use crate::envelope::Value;
@@ -37,6 +37,7 @@ impl<W: Write> Sealer<W> {
         Ok(())
     }
 
+    /// Whatever the manifest says; the caller has checked its limits.
     pub(crate) fn end(mut self, manifest: &Manifest) -> Result<W> {
         let encoded = sealed::encode(manifest);
         self.write(&[END])?;
@@ -54,8 +55,8 @@ impl<W: Write> Sealer<W> {
 impl<R: Read> Opener<R> {
     /// The next entry; none follows the manifest.
     pub(crate) fn entry(&mut self) -> Result<Entry> {
-        /// Some thousand times what ten thousand orgs need.
-        const MANIFEST_LIMIT: usize = 1 << 30;
+        /// More than its limits let it have.
+        const MANIFEST_LIMIT: usize = 256 << 20;
 
         let mut kind = [0];
         if !self.read(&mut kind)? {

@@ -5,13 +5,17 @@ mod contents;
 mod entry;
 #[cfg(feature = "fuzzing")]
 mod fuzz;
+mod manifest;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use contents::check;
 pub use contents::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
-pub(crate) use contents::{Manifest, OrgPart, check};
 pub(crate) use entry::Entry;
 #[cfg(feature = "fuzzing")]
-pub(crate) use fuzz::fuzz_seal;
+pub use fuzz::HostileBackup;
+#[cfg(feature = "fuzzing")]
+pub(crate) use fuzz::{fuzz_seal, hostile};
+pub(crate) use manifest::{EarlierKeys, MOST_KEYS, MOST_UNREADABLE, Manifest, OrgPart};
 pub(crate) use stream::{Head, Opener, Sealer};

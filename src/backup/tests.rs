@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::stream::{CHUNK, CHUNK_HEAD_LEN, HEAD_LEN};
 use super::*;
+use super::{EarlierKeys, MOST_KEYS, MOST_UNREADABLE};
 use crate::error::{BackupError, Error, Result};
 use crate::id::{BackupId, OrgId};
 use crate::material::KeyMaterial;
@@ -143,11 +144,11 @@ fn manifest(entries: u64, bytes: u64) -> Manifest {
         store: id,
         at: 5,
         is_whole: true,
-        orgs: vec![OrgPart { history: ring.history("acme").unwrap(), entries, bytes }],
+        orgs: vec![OrgPart { history: ring.org("acme").unwrap().history(), entries, bytes }],
         left_out: Vec::new(),
         unreadable: Vec::new(),
         other_keys: Vec::new(),
-        backup_keys: Vec::new(),
+        earlier: Vec::new(),
     }
 }
 
@@ -181,12 +182,22 @@ fn what_is_authentic_and_makes_no_sense_is_refused() {
     };
     let fit = "its list of contents does not fit its entries";
     assert_eq!(with(&|_| (), manifest(1, 0)), fit);
-    assert_eq!(with(&|to| to.record(1, b"a", None).unwrap(), manifest(0, 0)), fit);
+    let of_none = with(&|to| to.record(1, b"a", None).unwrap(), manifest(0, 0));
+    assert_eq!(of_none, "it has a record of no org");
     assert_eq!(with(&|to| to.record(0, b"a", Some(b"v")).unwrap(), manifest(1, 2)), fit);
     assert_eq!(
         with(&|to| to.record(0, b"", None).unwrap(), manifest(1, 0)),
         "a record has no name"
     );
+    let mut twice = manifest(0, 0);
+    twice.orgs.push(twice.orgs[0].clone());
+    assert_eq!(with(&|_| (), twice), "it has two orgs of the same name or id");
+    let mut deep = manifest(1, 0);
+    let blinded = crate::keyring::OrgPolicy::byok().with_names(crate::keyring::NamePolicy::Blinded);
+    deep.orgs[0].history.policy = blinded;
+    let name = b"/".repeat(128);
+    let why = with(&|to| to.record(0, &name, None).unwrap(), deep);
+    assert_eq!(why, "a record's name has more segments than its org allows");
     let mut unnumbered = manifest(0, 0);
     unnumbered.orgs[0].history.versions.clear();
     assert!(with(&|_| (), unnumbered).contains("history"));
@@ -196,6 +207,48 @@ fn what_is_authentic_and_makes_no_sense_is_refused() {
     assert_eq!(raw(&[3, 0, 0, 0, 1, 0]), "its list of contents cannot be read");
     assert!(raw(&[1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).contains("too long"));
     assert_eq!(raw(&[1, 0, 0, 0, 0, 0, 0, 0, 9]), "an entry has no end");
+}
+
+#[test]
+fn a_list_of_contents_has_limits() {
+    let refused = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = manifest(0, 0);
+        change(&mut manifest);
+        match manifest.check_limits() {
+            Err(Error::Backup(BackupError::TooMany { what, found, limit })) => {
+                assert!(found > limit, "{what}");
+                what
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let print = key(7).fingerprint();
+    let record = |len: usize| UnreadableRecord {
+        org: String::new(),
+        name: String::new(),
+        why: "x".repeat(len),
+    };
+    let earlier = |orgs: usize, keys: usize| EarlierKeys {
+        backup: BackupId::from_bytes([1; 16]),
+        orgs: vec![0; orgs],
+        keys: vec![print; keys],
+    };
+    let keys = "fingerprints of keys";
+    assert_eq!(refused(&|m| m.other_keys = vec![print; MOST_KEYS]), keys);
+    assert_eq!(refused(&|m| m.earlier = vec![earlier(0, MOST_KEYS / 2 + 1); 2]), keys);
+    assert_eq!(refused(&|m| m.earlier = vec![earlier(1_000_001, 0)]), "orgs of earlier backups");
+    assert_eq!(refused(&|m| m.earlier = vec![earlier(0, 0); 100_001]), "earlier backups");
+    assert_eq!(refused(&|m| m.orgs = vec![m.orgs[0].clone(); 100_001]), "orgs");
+    assert_eq!(
+        refused(&|m| m.orgs[0].history.ancestors = vec![m.store; 1_000_001]),
+        "ids of earlier orgs"
+    );
+    assert_eq!(
+        refused(&|m| m.unreadable = vec![record(0); MOST_UNREADABLE + 1]),
+        "records that could not be read"
+    );
+    assert_eq!(refused(&|m| m.unreadable = vec![record(5000)]), "bytes in a text about a record");
+    manifest(0, 0).check_limits().unwrap();
 }
 
 proptest! {

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::root::RootKey;
-use crate::keyring::{Installed, Keyring, OrgEntry, OrgPolicy, Owed};
+use crate::keyring::{Installed, KeyOf, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
 use crate::policy::PolicyChange;
 use crate::storage::Space;
@@ -335,7 +335,7 @@ impl Engine {
         let fingerprint = root.fingerprint();
         let _span = tracing::info_span!("change_root_key", %fingerprint).entered();
         self.change(Some(root), |keyring, drafts| {
-            keyring.refuse_reuse(fingerprint)?;
+            keyring.refuse_reuse(fingerprint, KeyOf::Store)?;
             keyring.roots.push(fingerprint);
             let mut draft = Draft::new(AuditEvent::RootKeyChanged);
             draft.fingerprint = Some(fingerprint);

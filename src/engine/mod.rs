@@ -47,7 +47,7 @@ pub(crate) use opening::EngineOptions;
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
 #[cfg(feature = "backup")]
-pub(crate) use restore::Provenance;
+pub(crate) use restore::{Earlier, Provenance};
 pub(crate) use watch::Watchers;
 pub use watch::{Change, Watch};
 

@@ -2,9 +2,9 @@
 
 use super::Engine;
 use crate::audit::{AuditEvent, Draft};
-use crate::error::Result;
+use crate::error::{BackupError, Result};
 use crate::failpoint;
-use crate::id::OrgId;
+use crate::id::{BackupId, OrgId};
 use crate::time::now_unix_ms;
 
 impl Engine {
@@ -23,13 +23,25 @@ impl Engine {
         self.discard_restore(&unfinished)
     }
 
-    fn discard_restore(&self, orgs: &[(OrgId, String)]) -> Result<()> {
+    /// Forgets what came with a backup. How many fingerprints that were.
+    pub(crate) fn drop_foreign_keys(&self, backup: BackupId) -> Result<u64> {
+        self.check_open()?;
         self.change(None, |keyring, drafts| {
-            for (id, name) in orgs {
-                keyring.end_restore(*id);
-                keyring.erase(*id, name, now_unix_ms())?;
-                drafts.push(Draft::new(AuditEvent::RestoreDiscarded).org(name, *id));
-            }
+            let keys =
+                keyring.drop_foreign(backup).ok_or(BackupError::NothingForeign { backup })?;
+            drafts.push(Draft::new(AuditEvent::ForeignKeysDropped { backup, keys }));
+            Ok(keys)
+        })
+    }
+
+    fn discard_restore(&self, orgs: &[(OrgId, String)]) -> Result<()> {
+        let ids = orgs.iter().map(|(id, _)| *id).collect();
+        self.change(None, |keyring, drafts| {
+            keyring.give_up_restore(&ids, now_unix_ms());
+            let draft = |(id, name): &(OrgId, String)| {
+                Draft::new(AuditEvent::RestoreDiscarded).org(name, *id)
+            };
+            drafts.extend(orgs.iter().map(draft));
             Ok(())
         })?;
         failpoint::reach("restore.discarded", "");
@@ -44,18 +56,26 @@ mod begun {
     use super::{AuditEvent, Draft, Engine, OrgId, Result, failpoint, now_unix_ms};
     use crate::audit::OrgRef;
     use crate::engine::OrgState;
-    use crate::error::Error;
     use crate::id::{BackupId, Fingerprint, Origin};
-    use crate::keyring::{Newcomer, OrgHistory};
+    use crate::keyring::{ForeignKeys, Newcomer, OrgHistory};
     use crate::material::{self, KeyMaterial};
 
     /// What a restore brings besides the orgs themselves.
-    pub(crate) struct Provenance<'a> {
+    pub(crate) struct Provenance {
         pub(crate) backup: BackupId,
         pub(crate) key: Fingerprint,
-        /// Keys that the backup knows of and that are of none of the restored orgs.
-        pub(crate) foreign: &'a [Fingerprint],
-        pub(crate) backup_keys: &'a [Fingerprint],
+        /// Every key that the backup knows of, sorted; and those that it knows of from backups
+        /// before it, each with the orgs that they came with, by their place among those that are
+        /// restored.
+        pub(crate) keys: Arc<[Fingerprint]>,
+        pub(crate) earlier: Vec<Earlier>,
+    }
+
+    /// Keys that came with a backup that the orgs were restored from before.
+    pub(crate) struct Earlier {
+        pub(crate) backup: BackupId,
+        pub(crate) orgs: Vec<usize>,
+        pub(crate) keys: Arc<[Fingerprint]>,
     }
 
     impl Engine {
@@ -81,10 +101,11 @@ mod begun {
         }
 
         /// Makes the orgs of `histories`, each under the key given for it or a new platform key,
-        /// all in one change of the keyring. Nobody sees them yet.
+        /// all in one change of the keyring. Nobody sees them yet. Whatever grows with what the
+        /// backup says is done before the keyring's lock is taken.
         pub(crate) fn begin_restore(
             &self,
-            from: &Provenance<'_>,
+            from: Provenance,
             orgs: Vec<(&OrgHistory, Option<KeyMaterial>)>,
         ) -> Result<Vec<Arc<OrgState>>> {
             self.check_writable()?;
@@ -99,29 +120,26 @@ mod begun {
                 Ok(Newcomer { history, id, material, origin })
             });
             let newcomers = newcomers.collect::<Result<Vec<_>>>()?;
+            let ids: Vec<OrgId> = newcomers.iter().map(|newcomer| newcomer.id).collect();
+            let Provenance { backup, key, keys, earlier } = from;
+            let now = now_unix_ms();
+            let mut foreign = vec![ForeignKeys::new(backup, now, ids.clone(), keys)];
+            foreign.extend(earlier.into_iter().map(|earlier| {
+                let orgs = earlier.orgs.into_iter().filter_map(|place| ids.get(place).copied());
+                ForeignKeys::new(earlier.backup, now, orgs.collect(), earlier.keys)
+            }));
+            foreign.retain(|foreign| !foreign.keys.is_empty() && !foreign.orgs.is_empty());
             let states = self.change(None, |keyring, drafts| {
-                keyring.add_backup_key(from.key)?;
-                keyring.add_foreign(from.foreign.iter().copied());
-                for &key in from.backup_keys {
-                    if keyring.refuse_reuse(key).is_ok() {
-                        keyring.add_backup_key(key)?;
-                    }
-                }
-                let histories = newcomers.iter().flat_map(|n| n.history.fingerprints());
-                let past: Vec<_> = histories.collect();
-                let mut states = Vec::new();
-                for newcomer in newcomers {
-                    let fingerprint = newcomer.material.fingerprint();
-                    if past.contains(&fingerprint) {
-                        return Err(Error::KeyReused { fingerprint });
-                    }
-                    let (id, name) = (newcomer.id, &newcomer.history.name);
-                    let version = keyring.begin_restore(newcomer, now_unix_ms())?;
-                    let event = AuditEvent::RestoreBegun { backup: from.backup };
-                    drafts.push(Draft::new(event).org(name, id).key(version, fingerprint));
-                    states.extend(keyring.entry(id).map(|entry| Arc::new(OrgState::new(entry))));
-                }
-                Ok(states)
+                keyring.add_backup_key(key)?;
+                let before = keyring.orgs.len();
+                keyring.begin_restore(newcomers, foreign, now)?;
+                let come = &keyring.orgs[before..];
+                drafts.extend(come.iter().map(|org| {
+                    let newest = org.newest();
+                    let draft = Draft::new(AuditEvent::RestoreBegun { backup });
+                    draft.org(&org.name, org.id).key(newest.version, newest.fingerprint)
+                }));
+                Ok(come.iter().map(|org| Arc::new(OrgState::new(org))).collect::<Vec<_>>())
             })?;
             failpoint::reach("restore.begun", "");
             Ok(states)
@@ -138,12 +156,12 @@ mod begun {
         ) -> Result<()> {
             self.sync()?;
             failpoint::reach("restore.synced", "");
+            let ids = orgs.iter().map(|org| org.id).collect();
             self.change(None, |keyring, drafts| {
-                for org in orgs {
-                    keyring.end_restore(org.id);
-                    let event = AuditEvent::OrgRestored { backup };
-                    drafts.push(Draft::new(event).org(&org.name, org.id));
-                }
+                keyring.end_restore(&ids);
+                drafts.extend(orgs.iter().map(|org| {
+                    Draft::new(AuditEvent::OrgRestored { backup }).org(&org.name, org.id)
+                }));
                 Ok(())
             })?;
             failpoint::reach("restore.finished", "");
@@ -176,4 +194,4 @@ mod begun {
     }
 }
 #[cfg(feature = "backup")]
-pub(crate) use begun::Provenance;
+pub(crate) use begun::{Earlier, Provenance};

@@ -1,6 +1,6 @@
 //! Why a backup or a restore was refused.
 
-use crate::id::Fingerprint;
+use crate::id::{BackupId, Fingerprint};
 use crate::text::escape;
 
 /// What is wrong with a backup. Before a restore writes anything, the whole of it is read and
@@ -72,6 +72,40 @@ pub enum BackupError {
         /// What does not fit.
         why: &'static str,
     },
+    /// Its list of contents has more of something than any store.
+    #[error(
+        "the backup is authentic, but its list of contents has {found} {what}, and at most {limit} are \
+         taken; nothing was restored, and no such backup is made: back up some orgs at a time"
+    )]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many are taken.
+        limit: usize,
+    },
+    /// The keyring has no room for what the backup says of keys of other stores.
+    #[error(
+        "this store keeps {kept} fingerprints of other stores' keys already, which came with \
+         backups that were restored before, and {limit} at most; nothing was restored; drop what \
+         came with one of those backups (`KeyAdmin::drop_foreign_keys`)"
+    )]
+    ForeignFull {
+        /// How many are kept.
+        kept: usize,
+        /// How many may be.
+        limit: usize,
+    },
+    /// Nothing is kept of what this backup says of other stores' keys.
+    #[error(
+        "no fingerprints of other stores' keys came with the backup {backup}; nothing was changed; \
+         look which did with `KeyAdmin::foreign_keys`"
+    )]
+    NothingForeign {
+        /// The backup.
+        backup: BackupId,
+    },
     /// Between the check and the restore it became another.
     #[error(
         "the backup changed while it was restored; what had been restored of it is erased again; \
@@ -120,6 +154,7 @@ impl BackupError {
                 | Self::OtherBackup { .. }
                 | Self::GoesOn
                 | Self::Malformed { .. }
+                | Self::TooMany { .. }
                 | Self::Changed
         )
     }

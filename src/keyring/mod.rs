@@ -1,6 +1,7 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
 mod encoding;
+mod foreign;
 mod names;
 #[cfg(feature = "backup")]
 mod restore;
@@ -11,12 +12,17 @@ mod secret;
 mod tests;
 mod tokens;
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 
+#[cfg(feature = "backup")]
+pub(crate) use foreign::sorted;
+pub(crate) use foreign::{ForeignKeys, KeyOf};
 pub(crate) use names::Looks;
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Newcomer, OrgHistory};
@@ -57,7 +63,7 @@ pub(crate) struct Keyring {
     /// Keys that backups were sealed under, so that none becomes an org's.
     pub(crate) backup_keys: Vec<Fingerprint>,
     /// Keys that other stores knew when the backups were made that were restored here.
-    pub(crate) foreign: Vec<Fingerprint>,
+    pub(crate) foreign: Vec<ForeignKeys>,
     /// What the orgs' names look like, once a change has asked for that.
     #[serde(skip)]
     pub(crate) looks: Option<Looks>,
@@ -120,6 +126,8 @@ pub(crate) struct VersionEntry {
     pub(crate) residue_erased: bool,
     /// Since when it is known that it is due, milliseconds since 1970, and why.
     pub(crate) due: Option<(u64, Due)>,
+    /// A backup says that the org had it elsewhere: it never had material here.
+    pub(crate) inherited: bool,
 }
 
 /// What installing a key did.
@@ -224,24 +232,25 @@ impl Keyring {
 
     /// Destroys every key of the org, in whatever state it is.
     pub(crate) fn erase(&mut self, id: OrgId, name: &str, now: u64) -> Result<Vec<KeyVersion>> {
-        let org = self.org_mut(id, name)?;
-        let mut destroyed = Vec::new();
-        for version in org.versions.iter_mut().filter(|v| v.state != KeyState::Retired) {
-            version.state = KeyState::Retired;
-            version.material = None;
-            version.retired = Some(now);
-            destroyed.push(version.version);
-        }
-        org.suite_before = None;
-        org.erasure = Some(Erasure::KeysDestroyed);
+        let destroyed = self.org_mut(id, name)?.destroy_keys(now);
         self.looks = None;
         self.end_tokens_of(id, now);
         Ok(destroyed)
     }
 
-    /// A restored org is whole, or given up: it is one like any other.
-    pub(crate) fn end_restore(&mut self, id: OrgId) {
-        self.orgs.iter_mut().filter(|org| org.id == id).for_each(|org| org.is_restoring = false);
+    /// Restored orgs are whole: they are orgs like any other.
+    pub(crate) fn end_restore(&mut self, orgs: &HashSet<OrgId>) {
+        let ended = self.orgs.iter_mut().filter(|org| orgs.contains(&org.id));
+        ended.for_each(|org| org.is_restoring = false);
+    }
+
+    /// Destroys the keys of orgs that never became whole.
+    pub(crate) fn give_up_restore(&mut self, orgs: &HashSet<OrgId>, now: u64) {
+        for org in self.orgs.iter_mut().filter(|org| org.is_restoring && orgs.contains(&org.id)) {
+            org.is_restoring = false;
+            org.destroy_keys(now);
+        }
+        self.looks = None;
     }
 
     /// Adds an org under its first platform key.
@@ -259,7 +268,7 @@ impl Keyring {
             return Err(Error::OrgExists { org: name.to_owned() });
         }
         let fingerprint = material.fingerprint();
-        self.refuse_reuse(fingerprint)?;
+        self.refuse_reuse(fingerprint, KeyOf::Org { id, ancestors: &[] })?;
         let suite = policy.suite();
         self.check_suite(name, suite)?;
         let version = KeyVersion::FIRST;
@@ -292,8 +301,9 @@ impl Keyring {
         if origin == Origin::Customer && !org.policy.may_bring_key() {
             return Err(Error::NotEntitled { org: name.to_owned() });
         }
+        let ancestors = org.ancestors.clone();
         let fingerprint = material.fingerprint();
-        self.refuse_reuse(fingerprint)?;
+        self.refuse_reuse(fingerprint, KeyOf::Org { id, ancestors: &ancestors })?;
         let org = self.org_mut(id, name)?;
         if org.newest().state != KeyState::Active {
             return Err(org.conflict("its key is suspended; resume it first"));
@@ -303,18 +313,6 @@ impl Keyring {
         org.transition(from, KeyState::DecryptOnly)?;
         org.versions.push(VersionEntry::active(to, origin, fingerprint, material, now));
         Ok(Installed { from, to, fingerprint })
-    }
-
-    /// Insert-only: no material that any org has or had, here or where a backup came from, nor
-    /// a root key or the key of a backup, by fingerprint.
-    pub(crate) fn refuse_reuse(&self, fingerprint: Fingerprint) -> Result<()> {
-        let mut all = self.orgs.iter().flat_map(|org| &org.versions);
-        let taken = all.any(|version| version.fingerprint == fingerprint);
-        let lists = [&self.roots, &self.backup_keys, &self.foreign];
-        if taken || lists.iter().any(|list| list.contains(&fingerprint)) {
-            return Err(Error::KeyReused { fingerprint });
-        }
-        Ok(())
     }
 }
 
@@ -328,6 +326,20 @@ impl OrgEntry {
 
     pub(crate) fn version(&self, version: KeyVersion) -> Option<&VersionEntry> {
         self.versions.iter().find(|entry| entry.version == version)
+    }
+
+    /// Its records stay, and nobody can open them.
+    fn destroy_keys(&mut self, now: u64) -> Vec<KeyVersion> {
+        let mut destroyed = Vec::new();
+        for version in self.versions.iter_mut().filter(|v| v.state != KeyState::Retired) {
+            version.state = KeyState::Retired;
+            version.material = None;
+            version.retired = Some(now);
+            destroyed.push(version.version);
+        }
+        self.suite_before = None;
+        self.erasure = Some(Erasure::KeysDestroyed);
+        destroyed
     }
 
     /// Whether it can be had by name.
@@ -470,6 +482,7 @@ impl VersionEntry {
             released: false,
             residue_erased: false,
             due: None,
+            inherited: false,
         }
     }
 }

@@ -12,14 +12,15 @@
 //!
 //! Nobody who writes to the store ever waits for the backup to be written.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
 use crate::audit::{AuditEvent, OrgRef};
 use crate::backup::{
-    BackedUpOrg, BackupContents, Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord,
+    BackedUpOrg, BackupContents, EarlierKeys, Head, LeftOutOrg, MOST_KEYS, MOST_UNREADABLE,
+    Manifest, OrgPart, Sealer, UnreadableRecord,
 };
 use crate::engine::{Engine, OrgState, Watch};
 use crate::envelope::Value;
@@ -29,7 +30,7 @@ use crate::id::OrgId;
 use crate::keyring::Keyring;
 use crate::material::KeyMaterial;
 use crate::org::Org;
-use crate::text::printable;
+use crate::text::{cut, printable};
 use crate::time::now_unix_ms;
 
 type Tell<'a> = dyn FnMut(&str, u64) + 'a;
@@ -40,7 +41,7 @@ pub struct Backup<'a> {
     engine: &'a Arc<Engine>,
     key: &'a KeyMaterial,
     /// All, if it is empty.
-    only: Vec<String>,
+    only: HashSet<String>,
     skip_unreadable: bool,
     on_progress: Option<Box<Tell<'a>>>,
     limits: Limits,
@@ -64,7 +65,7 @@ impl<'a> Backup<'a> {
         Self {
             engine,
             key,
-            only: Vec::new(),
+            only: HashSet::new(),
             skip_unreadable: false,
             on_progress: None,
             limits: LIMITS,
@@ -74,7 +75,7 @@ impl<'a> Backup<'a> {
     /// Of this org alone; called again, of several. Such a backup tells nothing of other orgs, not
     /// even that there are any.
     pub fn only(mut self, org: &str) -> Self {
-        self.only.push(org.to_owned());
+        self.only.insert(org.to_owned());
         self
     }
 
@@ -92,7 +93,7 @@ impl<'a> Backup<'a> {
     }
 
     fn is_of(&self, org: &OrgState) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| *org.name == **only)
+        self.only.is_empty() || self.only.contains(&*org.name)
     }
 
     /// Writes the backup. Believe in what is written only if this returns `Ok`; whether it is
@@ -110,7 +111,9 @@ impl<'a> Backup<'a> {
         for org in &self.only {
             self.engine.org(org)?;
         }
-        self.engine.begin_backup(head.id, head.key, &self.only)?;
+        let mut only: Vec<_> = self.only.iter().cloned().collect();
+        only.sort_unstable();
+        self.engine.begin_backup(head.id, head.key, &only)?;
         let sealer = Sealer::new(to, self.key, head)?;
         let (engine, key) = (self.engine, head.key);
         let whole_store = self.only.is_empty();
@@ -190,11 +193,15 @@ impl<W: Write> Making<'_, W> {
 
     /// Watches and scans every org that is not in the backup yet.
     fn take_up(&mut self) -> Result<()> {
+        let withheld = self.plan.engine.with_keyring(|keyring| {
+            let withheld = keyring.orgs.iter().filter_map(|org| Some((org.id, org.withheld()?)));
+            withheld.collect::<HashMap<_, _>>()
+        });
         for state in self.plan.engine.orgs() {
             if !self.plan.is_of(&state) || !self.known.insert(state.id) {
                 continue;
             }
-            match (withheld(self.plan.engine, &state), self.plan.only.is_empty()) {
+            match (withheld.get(&state.id).copied(), self.plan.only.is_empty()) {
                 (None, _) => self.scan(state)?,
                 (Some(suspended), true) => {
                     let (name, id) = (state.name.to_string(), state.id);
@@ -288,38 +295,58 @@ impl<W: Write> Making<'_, W> {
         for (said, part) in manifest.orgs.iter_mut().zip(&self.parts) {
             (said.entries, said.bytes) = (part.entries, part.bytes);
         }
+        if manifest.is_whole {
+            self.note_other_keys(&mut manifest);
+        }
         manifest.unreadable = self.unreadable;
+        manifest.check_limits()?;
         self.sealer.end(&manifest)?;
         let unreadable = self.skipped.len() as u64 + self.unnamed;
         Ok((BackupContents::new(head, &manifest), unreadable))
     }
 
-    /// What the keyring says at this moment; the counts come later.
+    /// What the keyring says at this moment; the rest comes later.
     fn manifest(&self, keyring: &Keyring) -> Result<Manifest> {
+        let by_id = keyring.by_id();
         let part = |part: &Part| {
-            let erased = |_| Error::OrgErased { org: part.org.name().to_owned() };
-            let history = keyring.history(part.org.name()).map_err(erased)?;
-            if history.id != part.org.id() {
-                return Err(erased(Error::Closed));
+            let erased = || Error::OrgErased { org: part.org.name().to_owned() };
+            let entry = by_id.get(&part.org.id()).filter(|org| org.is_seen()).ok_or_else(erased)?;
+            if let Some(version) = entry.withheld() {
+                return Err(Error::KeySuspended { org: entry.name.clone(), version });
             }
-            if let Some(version) = keyring.org(part.org.name())?.withheld() {
-                return Err(Error::KeySuspended { org: part.org.name().to_owned(), version });
-            }
-            Ok(OrgPart { history, entries: 0, bytes: 0 })
+            Ok(OrgPart { history: entry.history(), entries: 0, bytes: 0 })
         };
-        let orgs = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
-        let is_whole = self.plan.only.is_empty();
-        let ids: HashSet<OrgId> = orgs.iter().map(|part| part.history.id).collect();
         Ok(Manifest {
             store: keyring.store,
             at: now_unix_ms(),
-            is_whole,
-            orgs,
+            is_whole: self.plan.only.is_empty(),
+            orgs: self.parts.iter().map(part).collect::<Result<Vec<_>>>()?,
             left_out: self.left_out.clone(),
             unreadable: Vec::new(),
-            other_keys: if is_whole { keyring.other_keys(&ids) } else { Vec::new() },
-            backup_keys: if is_whole { keyring.backup_keys.clone() } else { Vec::new() },
+            other_keys: Vec::new(),
+            earlier: Vec::new(),
         })
+    }
+
+    /// Nobody who writes waits for it. What came with restored orgs from elsewhere goes on with
+    /// them as far as there is room: only whoever wrote those backups vouches for it.
+    fn note_other_keys(&self, manifest: &mut Manifest) {
+        let ids: Vec<OrgId> = manifest.orgs.iter().map(|part| part.history.id).collect();
+        self.plan.engine.with_keyring(|keyring| {
+            manifest.other_keys = keyring.other_keys(&ids.iter().copied().collect());
+            let mut room = MOST_KEYS.saturating_sub(manifest.key_count());
+            for (foreign, orgs) in keyring.foreign_of(&ids) {
+                let needed = foreign.keys.len() + orgs.len();
+                if needed > room {
+                    let keys = foreign.keys.len();
+                    tracing::warn!(from = %foreign.backup, keys, "foreign keys are left out of a backup");
+                    continue;
+                }
+                room -= needed;
+                let (backup, keys) = (foreign.backup, foreign.keys.to_vec());
+                manifest.earlier.push(EarlierKeys { backup, orgs, keys });
+            }
+        });
     }
 
     fn collect_notes(&mut self) {
@@ -370,17 +397,14 @@ impl<W: Write> Making<'_, W> {
     }
 
     fn note(&mut self, part: usize, name: String, why: String) {
-        const MOST: usize = 1000;
+        const WHY: usize = 1000;
 
-        if self.unreadable.len() < MOST {
+        if self.unreadable.len() < MOST_UNREADABLE {
             let org = self.parts[part].org.name().to_owned();
+            let why = cut(why.as_bytes(), WHY);
             self.unreadable.push(UnreadableRecord { org, name, why });
         }
     }
-}
-
-fn withheld(engine: &Engine, org: &OrgState) -> Option<crate::id::KeyVersion> {
-    engine.with_keyring(|keyring| keyring.entry(org.id)?.withheld())
 }
 
 impl fmt::Debug for Backup<'_> {

@@ -1,6 +1,7 @@
 //! Restoring a backup: first the whole of it is checked, then its records are sealed anew under
 //! keys of their own, in orgs that nobody sees before they are whole.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -8,11 +9,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::backup::{BackupContents, Entry, Head, Manifest, Opener, check};
-use crate::engine::{Engine, OrgState, Provenance};
+use crate::engine::{Earlier, Engine, OrgState, Provenance};
 use crate::error::{BackupError, Error, Result};
 use crate::failpoint;
 use crate::id::{Fingerprint, KeyVersion, OrgId, Origin};
-use crate::keyring::{OrgEntry, OrgHistory};
+use crate::keyring::{OrgHistory, sorted};
 use crate::material::KeyMaterial;
 use crate::org::{Batch, Org};
 use crate::rotation::Rotations;
@@ -24,8 +25,8 @@ pub struct Restore<'a> {
     rotations: &'a Arc<Rotations>,
     key: &'a KeyMaterial,
     /// All, if it is empty.
-    only: Vec<String>,
-    keys: Vec<(String, KeyMaterial)>,
+    only: HashSet<String>,
+    keys: HashMap<String, KeyMaterial>,
 }
 
 /// What a restore did.
@@ -66,20 +67,19 @@ impl<'a> Restore<'a> {
         rotations: &'a Arc<Rotations>,
         key: &'a KeyMaterial,
     ) -> Self {
-        Self { engine, rotations, key, only: Vec::new(), keys: Vec::new() }
+        Self { engine, rotations, key, only: HashSet::new(), keys: HashMap::new() }
     }
 
     /// This org alone; called again, several.
     pub fn only(mut self, org: &str) -> Self {
-        self.only.push(org.to_owned());
+        self.only.insert(org.to_owned());
         self
     }
 
     /// Puts the records of `org` directly under a key that it brings, instead of a new platform
     /// key: new random bytes, never used before in any store that the backup knows of.
     pub fn with_key(mut self, org: &str, material: KeyMaterial) -> Self {
-        self.keys.retain(|(other, _)| other != org);
-        self.keys.push((org.to_owned(), material));
+        self.keys.insert(org.to_owned(), material);
         self
     }
 
@@ -122,13 +122,12 @@ impl<'a> Restore<'a> {
     /// The places of the orgs to restore, in the manifest.
     fn choose(&self, manifest: &Manifest) -> Result<Vec<usize>> {
         let missing = |org: &String| Error::from(BackupError::OrgMissing { org: org.clone() });
-        let place = |org: &String| manifest.orgs.iter().position(|p| p.history.name == *org);
+        let named: HashSet<&String> = manifest.orgs.iter().map(|p| &p.history.name).collect();
         let is_chosen = |org: &String| self.only.is_empty() || self.only.contains(org);
-        let keys = self.keys.iter().map(|(org, _)| org);
-        if let Some(org) = keys.chain(&self.only).find(|org| place(org).is_none()) {
+        if let Some(org) = self.keys.keys().chain(&self.only).find(|org| !named.contains(org)) {
             return Err(missing(org));
         }
-        if let Some((org, _)) = self.keys.iter().find(|(org, _)| !is_chosen(org)) {
+        if let Some(org) = self.keys.keys().find(|org| !is_chosen(org)) {
             return Err(BackupError::OrgNotChosen { org: org.clone() }.into());
         }
         let chosen = |place: &usize| is_chosen(&manifest.orgs[*place].history.name);
@@ -141,22 +140,25 @@ impl<'a> Restore<'a> {
         manifest: &Manifest,
         chosen: &[usize],
     ) -> Result<Vec<Arc<OrgState>>> {
-        let others = (0..manifest.orgs.len()).filter(|place| !chosen.contains(place));
-        let others = others.flat_map(|place| manifest.orgs[place].history.fingerprints());
-        let foreign: Vec<_> = others.chain(manifest.other_keys.iter().copied()).collect();
+        let mut among: Vec<Option<usize>> = vec![None; manifest.orgs.len()];
+        chosen.iter().enumerate().for_each(|(at, &place)| among[place] = Some(at));
+        let earlier = manifest.earlier.iter().map(|earlier| {
+            let places = earlier.orgs.iter().filter_map(|place| *among.get(*place as usize)?);
+            let keys = sorted(earlier.keys.clone());
+            Earlier { backup: earlier.backup, orgs: places.collect(), keys }
+        });
         let provenance = Provenance {
             backup: head.id,
             key: head.key,
-            foreign: &foreign,
-            backup_keys: &manifest.backup_keys,
+            keys: manifest.keys(),
+            earlier: earlier.collect(),
         };
         let orgs = chosen.iter().map(|&place| {
             let history = &manifest.orgs[place].history;
-            let key = self.keys.iter().position(|(org, _)| *org == history.name);
-            (history, key.map(|at| self.keys.swap_remove(at).1))
+            (history, self.keys.remove(&history.name))
         });
         let orgs = orgs.collect();
-        self.engine.begin_restore(&provenance, orgs)
+        self.engine.begin_restore(provenance, orgs)
     }
 
     fn write(
@@ -176,24 +178,35 @@ impl<'a> Restore<'a> {
         if opener.head() != head {
             return Err(BackupError::Changed.into());
         }
+        let mut pending = 0;
         loop {
-            match opener.entry().map_err(changed)? {
-                Entry::Put { org, name, value } => {
-                    if let Some(Some(writer)) = writers.get_mut(org) {
-                        writer.put(&name, Some(&value))?;
-                    }
-                }
-                Entry::Delete { org, name } => {
-                    if let Some(Some(writer)) = writers.get_mut(org) {
-                        writer.put(&name, None)?;
-                    }
-                }
+            let (org, name, value) = match opener.entry().map_err(changed)? {
+                Entry::Put { org, name, value } => (org, name, Some(value)),
+                Entry::Delete { org, name } => (org, name, None),
                 Entry::End(again) if *again == *manifest => break,
                 Entry::End(_) => return Err(BackupError::Changed.into()),
+            };
+            let Some(Some(writer)) = writers.get_mut(org) else { continue };
+            pending += writer.put(&name, value.as_deref())?;
+            if pending > MOST_PENDING {
+                for writer in writers.iter_mut().flatten() {
+                    writer.flush()?;
+                }
+                pending = 0;
             }
         }
+        let keys: HashMap<OrgId, (Fingerprint, Origin)> = self.engine.with_keyring(|keyring| {
+            let newest = keyring.orgs.iter().map(|org| (org.id, org.newest()));
+            newest.map(|(id, newest)| (id, (newest.fingerprint, newest.origin))).collect()
+        });
         let written = chosen.iter().zip(writers.into_iter().flatten());
-        written.map(|(&place, writer)| writer.finish(&manifest.orgs[place].history)).collect()
+        let written = written.map(|(&place, writer)| {
+            let history = &manifest.orgs[place].history;
+            let key = keys.get(&writer.org.id()).copied();
+            let missing = || Error::OrgUnknown { org: history.name.clone() };
+            writer.finish(history, key.ok_or_else(missing)?)
+        });
+        written.collect()
     }
 
     /// Destroys the keys of what was begun, and has the rest deleted.
@@ -224,6 +237,9 @@ fn reading(error: std::io::Error) -> Error {
     Error::io("reading the backup", error)
 }
 
+/// Bytes that all orgs together may have waiting to be written, where a backup jumps between them.
+const MOST_PENDING: usize = 64 << 20;
+
 /// Writes the records of one org in batches.
 struct Writer {
     org: Org,
@@ -237,46 +253,48 @@ impl Writer {
         Self { batch: org.batch(), org, entries: 0, bytes: 0 }
     }
 
-    fn put(&mut self, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+    /// How many bytes it keeps more than before.
+    fn put(&mut self, name: &[u8], value: Option<&[u8]>) -> Result<usize> {
         const ENTRIES: usize = 1000;
         const BYTES: usize = 4 << 20;
+        /// About what an entry takes besides.
+        const OVERHEAD: usize = 100;
 
         let batch = std::mem::replace(&mut self.batch, self.org.batch());
         self.batch = match value {
             Some(value) => batch.put(name, value),
             None => batch.delete(name),
         };
+        let more = name.len() + value.map_or(0, <[u8]>::len) + OVERHEAD;
         self.entries += 1;
-        self.bytes += name.len() + value.map_or(0, <[u8]>::len);
+        self.bytes += more;
         if self.entries >= ENTRIES || self.bytes >= BYTES {
             self.flush()?;
         }
-        Ok(())
+        Ok(more)
     }
 
     fn flush(&mut self) -> Result<()> {
+        if self.entries == 0 {
+            return Ok(());
+        }
         std::mem::replace(&mut self.batch, self.org.batch()).commit()?;
         (self.entries, self.bytes) = (0, 0);
         failpoint::reach("restore.written", self.org.name());
         Ok(())
     }
 
-    fn finish(mut self, history: &OrgHistory) -> Result<RestoredOrg> {
+    fn finish(
+        mut self,
+        history: &OrgHistory,
+        (fingerprint, origin): (Fingerprint, Origin),
+    ) -> Result<RestoredOrg> {
         self.flush()?;
-        let keys = self.org.state.gate.snapshot();
-        let (fingerprint, origin) = self
-            .org
-            .engine
-            .with_keyring(|keyring| {
-                let newest = keyring.entry(self.org.id()).map(OrgEntry::newest);
-                newest.map(|key| (key.fingerprint, key.origin))
-            })
-            .ok_or_else(|| Error::OrgUnknown { org: history.name.clone() })?;
         Ok(RestoredOrg {
             name: history.name.clone(),
             id: self.org.id(),
             was_id: history.id,
-            key: keys.active,
+            key: self.org.state.gate.snapshot().active,
             origin,
             fingerprint,
             was_origin: history.versions.last().map_or(Origin::Platform, |v| v.origin),

@@ -45,7 +45,10 @@ impl Failure {
                 | Error::InvalidOption { .. }
                 | Error::Backup(BackupError::OrgNotChosen { .. }) => 2,
                 Error::StoreLocked { .. } => 3,
-                Error::OrgUnknown { .. } | Error::Backup(BackupError::OrgMissing { .. }) => 4,
+                Error::OrgUnknown { .. }
+                | Error::Backup(
+                    BackupError::OrgMissing { .. } | BackupError::NothingForeign { .. },
+                ) => 4,
                 Error::NotEntitled { .. } | Error::Backup(BackupError::OtherKey { .. }) => 5,
                 Error::FipsModuleMissing => 1,
                 error if error.is_invalid_input() || error.is_key_unavailable() => 5,
@@ -152,6 +155,9 @@ impl Failure {
                  {0}` tries again",
                 quoted(org)
             ),
+            Error::Backup(BackupError::ForeignFull { .. } | BackupError::NothingForeign { .. }) => {
+                "byokv key foreign list".to_owned()
+            }
             Error::RolledBack { .. } => {
                 "keep a copy of the directory, then put back the newest copy of all its parts \
                  together; only a program can accept the loss"
@@ -190,6 +196,9 @@ fn backup(why: &BackupError) -> &'static str {
         BackupError::OtherBackup { .. } => "backup_spliced",
         BackupError::GoesOn => "backup_goes_on",
         BackupError::Malformed { .. } => "backup_malformed",
+        BackupError::TooMany { .. } => "backup_too_many",
+        BackupError::ForeignFull { .. } => "foreign_keys_full",
+        BackupError::NothingForeign { .. } => "foreign_keys_none",
         BackupError::Changed => "backup_changed",
         BackupError::OrgMissing { .. } => "backup_org_missing",
         BackupError::OrgNotChosen { .. } => "backup_org_not_chosen",

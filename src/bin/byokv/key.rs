@@ -10,7 +10,7 @@ use super::Context;
 use super::failure::Result;
 use super::org::{SuiteName, keys};
 use super::ui::{self, Ui};
-use super::{erase, rotation, sealed, secret};
+use super::{erase, foreign, rotation, sealed, secret};
 
 const PROVISION: &str = "\
 A key is what `openssl rand -base64 32` prints. New values use it at once; when every record from
@@ -50,6 +50,9 @@ pub(super) enum Command {
     Retire(erase::Retire),
     /// Erase what retired keys have left in the database's files
     Erase(erase::Erase),
+    /// Keys of other stores that restored orgs may not have
+    #[command(subcommand)]
+    Foreign(foreign::Command),
 }
 
 #[derive(Args)]
@@ -108,7 +111,7 @@ pub(super) struct Resume {
     source: Source,
 }
 
-fn fingerprint(text: &str) -> std::result::Result<Fingerprint, &'static str> {
+pub(super) fn fingerprint(text: &str) -> std::result::Result<Fingerprint, &'static str> {
     text.parse().map_err(|_| "a fingerprint has 32 hex digits")
 }
 
@@ -141,6 +144,7 @@ impl Command {
             Self::Resume(resume) => resume.run(context),
             Self::Retire(retire) => context.with_store(|store| retire.run(ui, store)),
             Self::Erase(erase) => context.with_store(|store| erase.run(ui, store)),
+            Self::Foreign(command) => command.run(context),
         }
     }
 }

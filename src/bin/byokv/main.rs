@@ -11,6 +11,7 @@ mod dotenv_write;
 mod entry;
 mod erase;
 mod failure;
+mod foreign;
 mod jsonl;
 mod key;
 mod org;
