@@ -14,15 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Has the example built, which `cargo test --test agent` alone does not do.
 fn agent() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo).args(["build", "-q", "--example", "agent"]).status().unwrap();
+    assert!(built.success());
     // `target/debug/deps/agent-…`, beside `target/debug/examples/agent`.
     let here = std::env::current_exe().unwrap();
-    let agent = here.parent().unwrap().parent().unwrap().join("examples/agent");
-    assert!(
-        agent.exists(),
-        "build it first: `cargo build --example agent`, or all of `cargo test`"
-    );
-    agent
+    here.parent().unwrap().parent().unwrap().join("examples/agent")
 }
 
 fn start(data: &Path, root_key: &Path) -> Child {

@@ -37,7 +37,7 @@ BREAKS = [
      "                let keys = store.keys();\n",
      "                let (keys, store) = (store.keys(), Arc::clone(&store));\n"
      "                std::thread::spawn(move || (std::thread::park(), drop(store)));\n",
-     "--example agent --test agent"),
+     "--test agent"),
     ("FIPS mode takes a suite that is not approved", "src/keyring/rules.rs",
      "if fips_mode && suite != Suite::Xaes256Gcm {", "if fips_mode && suite == Suite::Aegis256 {",
      "--lib in_fips_mode"),
@@ -46,7 +46,7 @@ BREAKS = [
      "--test fips"),
     ("AEGIS takes eight of the random bytes for zeros", "src/envelope/suite/aegis.rs",
      "long[..NONCE_LEN].copy_from_slice(nonce);", "long[..16].copy_from_slice(&nonce[..16]);",
-     "--lib aegis_vectors"),
+     "--lib every_byte_of_the_nonce"),
     ("XAES by aws-lc takes K1 undoubled", "src/envelope/suite/aws.rs",
      "            k1[i] = (k1[i] << 1) | carry;\n", "            k1[i] |= carry & 0;\n",
      "--lib --features=aws-lc suite"),
@@ -695,6 +695,14 @@ def check():
     sys.exit(1 if gone else 0)
 
 
+def seed():
+    """Takes over the dependencies that the tree itself has built: building them anew takes minutes."""
+    built, own = (os.path.join(root, "target", "debug") for root in [ROOT, COPY])
+    if not os.path.isdir(own) and os.path.isdir(built):
+        for part in [".fingerprint", "build", "deps"]:
+            shutil.copytree(os.path.join(built, part), os.path.join(own, part))
+
+
 def main():
     wanted = sys.argv[1:]
     if wanted == ["--check"]:
@@ -706,6 +714,7 @@ def main():
         shutil.copytree(os.path.join(ROOT, part), os.path.join(COPY, part))
     for part in ["Cargo.toml", "Cargo.lock", "README.md"]:
         shutil.copy(os.path.join(ROOT, part), os.path.join(COPY, part))
+    seed()
     unseen = []
     for title, path, old, new, test in breaks:
         path = os.path.join(COPY, path)
@@ -715,7 +724,7 @@ def main():
             sys.exit(f"{title}: the text to break is there {good.count(old)} times in {path}")
         with open(path, "w") as file:
             file.write(good.replace(old, new))
-        env = dict(os.environ, RUSTFLAGS="-Awarnings", RUST_BACKTRACE="0")
+        env = dict(os.environ, RUST_BACKTRACE="0")
         words = test.split()
         settings = [word for word in words if "=" in word and not word.startswith("-")]
         env.update(word.split("=", 1) for word in settings)

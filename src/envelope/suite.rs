@@ -255,6 +255,21 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_of_the_nonce_counts() {
+        for suite in Suite::ALL.into_iter().filter(|suite| suite.is_available()) {
+            let key = key(suite, [7; 32]);
+            let mut buffer = *b"a value";
+            let sealed = key.seal_in_place(Nonce::draw().unwrap(), b"ad", &mut buffer);
+            for byte in 0..NONCE_LEN {
+                let mut nonce = sealed.nonce;
+                nonce[byte] ^= 1;
+                let opened = key.open_in_place(&nonce, b"ad", &mut { buffer }, &sealed.tag);
+                assert_eq!(opened, Err(TagMismatch), "{suite}, byte {byte}");
+            }
+        }
+    }
+
+    #[test]
     fn a_mismatch_leaves_no_plaintext() {
         for suite in Suite::ALL.into_iter().filter(|suite| suite.is_available()) {
             let key = key(suite, [7; 32]);
