@@ -1,11 +1,14 @@
 //! The crate inside a tokio process: cluster credentials that are read and refreshed, a rotation
 //! on SIGHUP, metrics printed, a clean end on SIGINT or SIGTERM.
+//!
+//! `--init` makes the store, once. Without it the agent opens the one that is there and never makes
+//! another: if its directory is missing or is another store's, it must not begin anew with nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use byokv::{Error, KeyAdmin, KeyMaterial, Org, OrgPolicy, RootKey, Store};
+use byokv::{Error, KeyAdmin, KeyMaterial, Options, Org, OrgId, OrgPolicy, RootKey, Store};
 use clap::Parser;
 use rand::TryRng;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,11 +25,16 @@ const CLUSTERS: usize = 50;
 /// An agent that keeps cluster credentials sealed, and rotates their key on SIGHUP.
 #[derive(Parser)]
 struct Args {
-    /// The store's folder; made if it does not exist.
+    /// Make the store and its root key, print the store's id, and end.
+    #[arg(long)]
+    init: bool,
+    /// Open the store with this id only.
+    #[arg(long)]
+    expect_store: Option<OrgId>,
+    /// The store's folder.
     #[arg(long, default_value = "agent-data")]
     data: PathBuf,
-    /// File with the root key (mode 0600); made if it does not exist. Keep it elsewhere than
-    /// the data.
+    /// File with the root key (mode 0600). Keep it elsewhere than the data.
     #[arg(long, default_value = "agent-root-key")]
     root_key_file: PathBuf,
     /// Stop after this many seconds; 0 runs until a signal.
@@ -38,13 +46,17 @@ struct Args {
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let args = Args::parse();
-    make_root_key(&args.root_key_file)?;
+    if args.init {
+        return init(&args);
+    }
     let root = RootKey::from_file(&args.root_key_file)?;
-    let store = Arc::new(Store::open(&args.data, root)?);
-    let acme = match store.org("acme") {
-        Err(Error::OrgUnknown { .. }) => store.create_org("acme", OrgPolicy::byok())?,
-        org => org?,
+    let options = Options::new().create(false);
+    let options = match args.expect_store {
+        Some(store) => options.expect_store(store),
+        None => options,
     };
+    let store = Arc::new(options.open(&args.data, root)?);
+    let acme = store.org("acme")?;
     let pid = std::process::id();
     println!("agent {pid}: `kill -HUP {pid}` rotates the key, `kill {pid}` stops");
 
@@ -88,6 +100,15 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+/// What is done once, before any agent runs.
+fn init(args: &Args) -> Result<()> {
+    make_root_key(&args.root_key_file)?;
+    let store = Store::open(&args.data, RootKey::from_file(&args.root_key_file)?)?;
+    store.create_org("acme", OrgPolicy::byok())?;
+    println!("made the store {}; start the agent with --expect-store {0}", store.id());
+    Ok(store.close()?)
+}
+
 /// What an agent does all day: reads every credential, and stores a fresh one where it is due.
 fn refresh_credentials(acme: &Org) -> Result<()> {
     for cluster in 0..CLUSTERS {
@@ -123,9 +144,6 @@ fn make_root_key(path: &std::path::Path) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    if path.exists() {
-        return Ok(());
-    }
     let mut bytes = [0; KeyMaterial::LEN];
     rand::rngs::SysRng.try_fill_bytes(&mut bytes)?;
     let text = base64::engine::general_purpose::STANDARD.encode(bytes);

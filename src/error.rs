@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::id::{Fingerprint, KeyVersion, Suite};
+use crate::id::{Fingerprint, KeyVersion, OrgId, StorePosition, Suite};
 use crate::text::{self, clean, escape};
 
 mod backup;
@@ -286,6 +286,50 @@ pub enum Error {
         path: PathBuf,
         /// What it is, such as `a symbolic link`.
         what: &'static str,
+    },
+    /// Others than its owner may use the directory, or a file in it.
+    #[error(
+        "others than its owner may write {} (mode {mode:03o}), {why}; nothing was changed",
+        text::path(path),
+        why = clean(.why)
+    )]
+    NotPrivate {
+        /// The directory or file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Why it was not made private, and what to do.
+        why: String,
+    },
+    /// The store is not the one that [`Options::expect_store`](crate::Options::expect_store) or
+    /// [`Options::minimum_position`](crate::Options::minimum_position) names.
+    #[error(
+        "the store in {} is {found}, {expected} was expected; nothing was changed; check the path, \
+         and whether directories were exchanged",
+        text::path(path)
+    )]
+    OtherStore {
+        /// The data directory.
+        path: PathBuf,
+        /// The id that was expected.
+        expected: OrgId,
+        /// The id of the store that is there.
+        found: OrgId,
+    },
+    /// The whole directory is older than the position that the caller knows of.
+    #[error(
+        "the store in {} is older than it was: it is at {found}, and had reached {minimum}; nothing \
+         was changed; bring back the newest copy, or accept the loss by opening it without a \
+         minimum position",
+        text::path(path)
+    )]
+    BeforeMinimum {
+        /// The data directory.
+        path: PathBuf,
+        /// What the store had reached.
+        minimum: StorePosition,
+        /// What the directory has reached.
+        found: StorePosition,
     },
     /// Another process, or another `Store` of this process, has the directory open.
     #[error(

@@ -1,6 +1,7 @@
 //! Identifiers and the small closed vocabularies that every floor uses.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,85 @@ impl OrgId {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+}
+
+impl FromStr for OrgId {
+    type Err = PositionError;
+
+    /// Reads the 32 hex digits that it prints.
+    fn from_str(text: &str) -> Result<Self, PositionError> {
+        let mut bytes = [0; Self::LEN];
+        match base16ct::mixed::decode(text, &mut bytes) {
+            Ok(decoded) if decoded.len() == Self::LEN => Ok(Self(bytes)),
+            _ => Err(PositionError),
+        }
+    }
+}
+
+/// How far a store has got: what it proves of itself can be no older than this. From
+/// [`Store::position`](crate::Store::position); kept elsewhere, it shows an older copy of the whole
+/// directory, which the store itself cannot notice
+/// ([`Options::minimum_position`](crate::Options::minimum_position)).
+///
+/// Printed and read as `store:generation:syncs`.
+///
+/// ```
+/// use byokv::StorePosition;
+///
+/// let position: StorePosition = "30313233343536373839616263646566:12:345".parse()?;
+/// assert_eq!((position.keyring_generation, position.syncs), (12, 345));
+/// assert_eq!(position.to_string(), "30313233343536373839616263646566:12:345");
+/// # Ok::<(), byokv::PositionError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StorePosition {
+    /// Id of the store.
+    pub store: OrgId,
+    /// How often its keyring was replaced.
+    pub keyring_generation: u64,
+    /// Durable syncs in its whole life.
+    pub syncs: u64,
+}
+
+impl StorePosition {
+    /// Whether a store that is here is the same one and no older.
+    pub(crate) fn has_reached(self, minimum: Self) -> bool {
+        self.store == minimum.store
+            && self.keyring_generation >= minimum.keyring_generation
+            && self.syncs >= minimum.syncs
+    }
+}
+
+impl fmt::Display for StorePosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.store, self.keyring_generation, self.syncs)
+    }
+}
+
+/// The text is neither the id of a store (32 hex digits) nor, where that is wanted, a position
+/// (`store:generation:syncs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a store has 32 hex digits, and a position is ID:GENERATION:SYNCS")]
+pub struct PositionError;
+
+impl FromStr for StorePosition {
+    type Err = PositionError;
+
+    fn from_str(text: &str) -> Result<Self, PositionError> {
+        let number = |text: &str| {
+            let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
+            text.parse().ok().filter(|_| is_plain).ok_or(PositionError)
+        };
+        let mut parts = text.split(':');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(store), Some(generation), Some(syncs), None) => Ok(Self {
+                store: store.parse()?,
+                keyring_generation: number(generation)?,
+                syncs: number(syncs)?,
+            }),
+            _ => Err(PositionError),
+        }
     }
 }
 
@@ -349,6 +429,29 @@ mod tests {
         }
         assert_eq!(Suite::from_byte(0), None);
         assert_eq!(Suite::from_byte(4), None);
+    }
+
+    #[test]
+    fn positions_are_read_as_they_are_printed() {
+        let id = OrgId::from_bytes([0xab; 16]);
+        let at = |keyring_generation, syncs| StorePosition { store: id, keyring_generation, syncs };
+        let position = at(7, u64::MAX);
+        assert_eq!(position.to_string().parse(), Ok(position));
+        assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+        let json = serde_json::to_string(&position).unwrap();
+        assert_eq!(serde_json::from_str::<StorePosition>(&json).unwrap(), position);
+        let hex = id.to_string();
+        for wrong in ["", "1:2", ":1:2", "ab:1:2"] {
+            assert_eq!(wrong.parse::<StorePosition>(), Err(PositionError), "{wrong}");
+        }
+        for wrong in [":1", ":1:2:3", ":-1:2", ":+1:2", ":1:", ":1:99999999999999999999"] {
+            let wrong = format!("{hex}{wrong}");
+            assert_eq!(wrong.parse::<StorePosition>(), Err(PositionError), "{wrong}");
+        }
+        assert!(at(7, 7).has_reached(at(7, 7)) && at(8, 8).has_reached(at(7, 7)));
+        assert!(!at(6, 8).has_reached(at(7, 7)) && !at(8, 6).has_reached(at(7, 7)));
+        let other = StorePosition { store: OrgId::from_bytes([1; 16]), ..at(1, 1) };
+        assert!(!at(7, 7).has_reached(other));
     }
 
     #[test]

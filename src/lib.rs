@@ -70,8 +70,8 @@ pub use envelope::Value;
 pub use envelope::name::MAX_NAME_SEGMENTS;
 pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};
 pub use id::{
-    BackupId, CertificateHash, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite,
-    TokenId,
+    BackupId, CertificateHash, Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin,
+    PositionError, StorePosition, Suite, TokenId,
 };
 #[cfg(feature = "import")]
 pub use import::{ImportToken, SealedKey};

@@ -100,7 +100,7 @@ impl Mark {
     /// Opens the file for writing, making it durable under its name if it is new.
     pub(crate) fn open(dir: &Path, store: OrgId, key: KeyMaterial) -> Result<Self> {
         let path = Self::path(dir);
-        let file = sealed::file::private(&path)
+        let file = crate::disk::access::private(&path)
             .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
         sealed::file::sync_dir(&path)?;
         let during = |e| Error::io(format!("reading {}", path.display()), e);

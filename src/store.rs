@@ -17,7 +17,7 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crate::admin::{KeyAdmin, OrgStatus, status};
 use crate::engine::{Engine, Inspection, Residue, ResidueErased};
 use crate::error::{Error, Result};
-use crate::id::OrgId;
+use crate::id::{OrgId, StorePosition};
 use crate::keyring::OrgPolicy;
 use crate::keyring::root::RootKey;
 #[cfg(feature = "backup")]
@@ -279,6 +279,13 @@ impl Store {
     #[must_use]
     pub fn id(&self) -> OrgId {
         self.engine.with_keyring(|keyring| keyring.store)
+    }
+
+    /// How far the store has got, durably. Kept elsewhere, it shows an older copy of the whole
+    /// directory: see [`Options::minimum_position`].
+    #[must_use]
+    pub fn position(&self) -> StorePosition {
+        self.engine.position()
     }
 
     /// Figures for monitoring.

@@ -75,3 +75,24 @@ fn the_agent_ends_on_sigterm_in_the_middle_of_a_rotation() {
     let rotates = open().orgs()[0].rotating;
     assert!(rotates, "the rotation was begun, and goes on later");
 }
+
+/// P14: an agent whose directory is missing, or another store's, must not begin anew with nothing.
+#[test]
+fn the_agent_makes_no_store_unless_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, root_key) = (dir.path().join("data"), dir.path().join("root-key"));
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(agent());
+        command.arg("--data").arg(&data).arg("--root-key-file").arg(&root_key).args(arguments);
+        let output = command.args(["--seconds", "1"]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert!(!run(&[]).0 && !data.exists() && !root_key.exists());
+    let (made, said) = run(&["--init"]);
+    assert!(made, "{said}");
+    let id = said.lines().last().unwrap().split(' ').next_back().unwrap().to_owned();
+    assert!(run(&["--expect-store", &id]).0);
+    assert!(!run(&["--expect-store", &"0".repeat(32)]).0);
+    std::fs::rename(&data, dir.path().join("elsewhere")).unwrap();
+    assert!(!run(&[]).0 && !data.exists());
+}

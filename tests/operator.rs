@@ -108,6 +108,12 @@ const STORY: &[Part] = &[
         "byokv --json certificate list > certificates.json; byokv certificate verify certificates.json",
     ),
     Runs("byokv audit"),
+    Says(
+        "## The store that is meant\n\nWhoever works with a store should open that one and make no other: a program opens it with `Options::create(false)`, better with `expect_store` and the id that `init` printed. The store notices when parts of it go back in time, and cannot notice when all of it does, or when the directories of two stores under one root key are exchanged: keep its position elsewhere now and then. `BYOKV_STORE_ID` and `BYOKV_MINIMUM_POSITION` hold for every command.\n\nThe directory is its owner's alone, mode 0700. A store that others could write is refused; `byokv doctor` lists every mode, and `chmod -R go-rwx` on the directory is what lets it open again, with `byokv verify --deep` after it.",
+    ),
+    Runs("byokv status"),
+    Runs("byokv --expect-store 0123456789abcdef0123456789abcdef org list"),
+    Runs("byokv --minimum-position $(byokv status | sed -n 's/^position *//p') org list"),
     Says("## The org leaves\n\nIts keys are destroyed first, then its records deleted."),
     Runs("byokv org delete acme --yes"),
     Runs("byokv org list"),
@@ -133,6 +139,13 @@ fn settle(text: &str, root: &Path, seen: &mut HashMap<String, usize>) -> String 
 }
 
 fn stand_in(word: &str, seen: &mut HashMap<String, usize>) -> String {
+    // A store's position: its id, and two figures.
+    if let Some((id, figures)) = word.split_once(':')
+        && id.len() == 32
+        && !figures.is_empty()
+    {
+        return format!("{}:{figures}", stand_in(id, seen));
+    }
     let core = word.trim_end_matches([':', '.', ',']);
     let tail = &word[core.len()..];
     let is_hex = [32, 64].contains(&core.len()) && core.bytes().all(|b| b.is_ascii_hexdigit());
@@ -184,6 +197,7 @@ fn blur(line: &str) -> String {
         ("envelopes erased   ", ""),
         ("rewritten, ", "/s"),
         ("disk", " MiB free"),
+        ("database  ", " KiB"),
     ] {
         let Some(start) = line.find(before).map(|at| at + before.len()) else { continue };
         let Some(len) =

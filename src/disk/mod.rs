@@ -1,5 +1,7 @@
-//! What the operating system knows of a store's files: where they lie, and how they are overwritten.
+//! What the operating system knows of a store's files: where they lie, who may use them, and how they
+//! are overwritten.
 
+pub(crate) mod access;
 mod boundary;
 mod medium;
 mod wipe;

@@ -4,8 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
+use crate::disk::access;
 use crate::error::{Error, Result};
-use crate::sealed::file;
 
 /// Held as long as the store is open; sled's own lock on its file comes later and names no
 /// process.
@@ -18,7 +18,7 @@ impl DirLock {
     pub(super) fn take(dir: &Path) -> Result<Self> {
         let path = dir.join("LOCK");
         let during = |e| Error::io(format!("locking {}", path.display()), e);
-        let mut file = file::private(&path).map_err(during)?;
+        let mut file = access::private(&path).map_err(during)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { file, process: std::process::id() }),
             Err(TryLockError::WouldBlock) => {

@@ -3,6 +3,7 @@
 
 mod certify;
 mod change;
+mod directory;
 mod durability;
 mod files;
 mod import;
@@ -43,7 +44,7 @@ pub use inspection::Inspection;
 pub(crate) use latency::{Counts, Latency};
 use lock::DirLock;
 pub(crate) use names::{Moved, place_version, split_at_places_of};
-pub(crate) use opening::EngineOptions;
+pub(crate) use opening::{EngineOptions, Expected};
 pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
 #[cfg(feature = "backup")]
@@ -296,8 +297,13 @@ pub(crate) mod tests {
             segment_bytes: 512 << 10,
             flush_interval: Duration::from_secs(1),
         };
-        let options =
-            EngineOptions { sled, create: true, accept_rollback: false, fips_mode: false };
+        let options = EngineOptions {
+            sled,
+            create: true,
+            accept_rollback: false,
+            fips_mode: false,
+            expected: Expected::default(),
+        };
         let root = RootKey::from_material(KeyMaterial::take(&mut [1; 32]));
         Engine::open(dir, root, &options).unwrap()
     }

@@ -1,7 +1,6 @@
 //! Opening a store: whose it is, whether all its parts are of one age, what is still owed.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
@@ -12,17 +11,23 @@ use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
 use super::whole::not_whole;
-use super::{Engine, OrgState, Ring, files};
+use super::{Engine, OrgState, Ring, directory, files};
 use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::id::Fingerprint;
+use crate::id::{OrgId, StorePosition};
 use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::mark::{self, Mark, Position};
-use crate::sealed::file;
 use crate::storage::{self, SledOptions, SledStorage, Storage};
 use crate::time::now_unix_ms;
+
+/// What the caller knows of the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Expected {
+    pub(crate) store: Option<OrgId>,
+    pub(crate) minimum: Option<StorePosition>,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct EngineOptions {
@@ -33,6 +38,7 @@ pub(crate) struct EngineOptions {
     pub(crate) accept_rollback: bool,
     /// Values are sealed by the FIPS module only, under approved suites only.
     pub(crate) fips_mode: bool,
+    pub(crate) expected: Expected,
 }
 
 impl Engine {
@@ -49,17 +55,16 @@ impl Engine {
         if !file.path().exists() && !options.create && !files::any_database(dir) {
             return Err(Error::damaged(dir, "there is no store here; nothing was created"));
         }
-        make_dir(dir)?;
-        if !file.path().exists() {
-            // Before a lock is put where no store is to be.
-            check_free(dir)?;
-        }
+        directory::prepare(dir, file.path())?;
         let mut lock = DirLock::take(dir)?;
         let found = file.load(&root)?;
         let is_new = found.is_none();
         let keyring = match found {
             Some(keyring) => keyring,
-            None => new_keyring(dir, root.fingerprint())?,
+            None => {
+                directory::check_free(dir)?;
+                Keyring::new(root.fingerprint())?
+            }
         };
         let keyring = Keyring { fips_mode: options.fips_mode, ..keyring };
         keyring.check_suites()?;
@@ -71,6 +76,8 @@ impl Engine {
                        put back the newest copy of the whole data directory";
             return Err(Error::damaged(&database, why));
         }
+        options.expected.check(dir, &keyring, marked)?;
+        directory::make_private(dir)?;
         lock.note_process()?;
         // Nothing that is only to be tidied up keeps a store from opening.
         if let Err(error) = file.discard_leftovers() {
@@ -173,6 +180,17 @@ impl Engine {
         Ok(Arc::new(engine))
     }
 
+    /// How far the store has got, durably.
+    pub(crate) fn position(&self) -> StorePosition {
+        // The mark's first: it never says more than what is durable.
+        let syncs = self.syncs();
+        self.with_keyring(|keyring| StorePosition {
+            store: keyring.store,
+            keyring_generation: keyring.generation,
+            syncs,
+        })
+    }
+
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -186,48 +204,35 @@ fn has_fips_module() -> bool {
     false
 }
 
-/// Makes the directory and those above it that are missing, each durably.
-fn make_dir(dir: &Path) -> Result<()> {
-    if dir.is_dir() {
-        return Ok(());
+impl Expected {
+    /// Whether there is something that only a store that is there can be.
+    pub(crate) fn is_some(self) -> bool {
+        self.store.is_some() || self.minimum.is_some()
     }
-    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
-        make_dir(above)?;
-    }
-    let mut builder = DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .recursive(true)
-        .create(dir)
-        .map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
-    file::sync_dir(dir)
-}
 
-fn new_keyring(dir: &Path, root: Fingerprint) -> Result<Keyring> {
-    check_free(dir)?;
-    Keyring::new(root)
-}
-
-/// Refuses to make a store where another one, or something else, lies.
-fn check_free(dir: &Path) -> Result<()> {
-    if files::any_database(dir) || Mark::path(dir).exists() {
-        let why = "the keyring is missing, but there is data that needs it; nothing was changed; \
-                   put back the newest copy of the whole data directory";
-        return Err(Error::damaged(&dir.join("keyring"), why));
+    /// Refuses another store, and an older copy of this one, from what is known before the
+    /// database is opened: the keyring and the mark are durable before a position is given out
+    /// that names them.
+    fn check(self, dir: &Path, keyring: &Keyring, marked: Option<Position>) -> Result<()> {
+        let of_minimum = self.minimum.map(|minimum| minimum.store);
+        for expected in self.store.into_iter().chain(of_minimum) {
+            if expected != keyring.store {
+                let path = dir.to_owned();
+                return Err(Error::OtherStore { path, expected, found: keyring.store });
+            }
+        }
+        let found = StorePosition {
+            store: keyring.store,
+            keyring_generation: keyring.generation,
+            syncs: keyring.syncs.max(marked.unwrap_or_default().syncs),
+        };
+        match self.minimum {
+            Some(minimum) if !found.has_reached(minimum) => {
+                Err(Error::BeforeMinimum { path: dir.to_owned(), minimum, found })
+            }
+            _ => Ok(()),
+        }
     }
-    let occupied = fs::read_dir(dir)
-        .map_err(|e| Error::io(format!("listing {}", dir.display()), e))?
-        .filter_map(Result::ok)
-        .any(|entry| !["LOCK", "keyring.new"].iter().any(|ours| entry.file_name() == *ours));
-    if occupied {
-        return Err(Error::damaged(
-            dir,
-            "the directory holds files that are not of a store; nothing was changed; give an \
-             empty directory or one that does not exist",
-        ));
-    }
-    Ok(())
 }
 
 /// Compares what keyring, database and mark say of each other. Each can only be as old as the
@@ -280,6 +285,7 @@ fn newest(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Fingerprint;
 
     fn at(syncs: u64, generation: u64) -> Option<Position> {
         Some(Position { syncs, generation })

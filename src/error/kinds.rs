@@ -68,7 +68,7 @@ impl Error {
     /// The store, or one of its files, is older than the rest proves it must be.
     #[must_use]
     pub fn is_rollback(&self) -> bool {
-        matches!(self, Self::RolledBack { .. })
+        matches!(self, Self::RolledBack { .. } | Self::BeforeMinimum { .. })
     }
 
     /// The machine failed. The same call may succeed later; after [`SyncFailed`](Self::SyncFailed) and

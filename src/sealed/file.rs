@@ -1,9 +1,10 @@
 //! Files that are replaced whole: never half-written, the old bytes overwritten.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::disk::access::private;
 use crate::disk::{self, Boundary};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -111,15 +112,6 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| Error::io(format!("syncing the directory {}", dir.display()), e))
-}
-
-/// Creates or opens a file that only its owner may read.
-pub(crate) fn private(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
 }
 
 /// Exchanges the names of two files. Where that cannot be done, `new` takes the place of the other,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Store, Syncer};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Expected};
 use crate::error::{Error, Result};
+use crate::id::{OrgId, StorePosition};
 use crate::keyring::root::RootKey;
 use crate::rotation::{NICEST, Rotations, Throttle};
 use crate::storage::SledOptions;
@@ -33,6 +34,7 @@ pub struct Options {
     throttle: Option<Throttle>,
     create: bool,
     accept_rollback: bool,
+    expected: Expected,
     fips_mode: bool,
 }
 
@@ -50,6 +52,7 @@ impl Options {
             throttle: None,
             create: true,
             accept_rollback: false,
+            expected: Expected::default(),
             fips_mode: false,
         }
     }
@@ -117,9 +120,66 @@ impl Options {
 
     /// Whether to make a store where there is none. Default yes; if not, [`open`](Self::open)
     /// gives [`Error::FileDamaged`] there and creates nothing.
+    ///
+    /// What works with a store that is there, as an agent does, should not make one: where its
+    /// directory is missing because something else went wrong, it would begin anew with nothing.
+    /// Make the store once, by `byokv init` or a call of its own, and open it from then on with
+    /// `create(false)`, or with [`expect_store`](Self::expect_store), which creates nothing either.
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
+        self
+    }
+
+    /// Opens this store and no other: two stores under one root key look alike until something is
+    /// missing. Where there is none, none is made. The id is [`Store::id`], which `byokv init` and
+    /// `byokv status` print.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let data = dir.path().join("data");
+    /// # let root = || byokv::KeyMaterial::from_base64("+Ds/5rQMkhX9fvEE7vq8Oe5Y5zNk9XUfLWzxQXBy2b0=").map(byokv::RootKey::from_material);
+    /// use byokv::{Error, Options, Store};
+    ///
+    /// let id = Store::open(&data, root()?)?.id();
+    /// Options::new().expect_store(id).open(&data, root()?)?.close()?;
+    ///
+    /// let other = Store::open(dir.path().join("other"), root()?)?.id();
+    /// let refused = Options::new().expect_store(other).open(&data, root()?);
+    /// assert!(matches!(refused, Err(Error::OtherStore { .. })));
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn expect_store(mut self, store: OrgId) -> Self {
+        self.expected.store = Some(store);
+        self
+    }
+
+    /// Refuses an older copy of the whole directory, and another store: one that has not reached
+    /// what [`Store::position`] gave at some time. A store notices by itself when parts of it go
+    /// back in time, and never when all of it does; so keep its position elsewhere now and then.
+    ///
+    /// What was written after the position was asked for may be missing all the same, and so may
+    /// what was not durable then. It holds also with
+    /// [`danger_accept_rollback`](Self::danger_accept_rollback). An older copy that is used on
+    /// passes the position at some time: ask for it at once. Where there is no store, none is made.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let data = dir.path().join("data");
+    /// # let root = || byokv::KeyMaterial::from_base64("+Ds/5rQMkhX9fvEE7vq8Oe5Y5zNk9XUfLWzxQXBy2b0=").map(byokv::RootKey::from_material);
+    /// use byokv::{Options, OrgPolicy, Store};
+    ///
+    /// let store = Store::open(&data, root()?)?;
+    /// store.create_org("acme", OrgPolicy::byok())?.durable().put("token", "s3cret")?;
+    /// let position = store.position();
+    /// store.close()?;
+    /// Options::new().minimum_position(position).open(&data, root()?)?.close()?;
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn minimum_position(mut self, minimum: StorePosition) -> Self {
+        self.expected.minimum = Some(minimum);
         self
     }
 
@@ -163,9 +223,14 @@ impl Options {
     /// Opens the store in `dir`, or makes it (mode 0700) with `root` as its root key. What was
     /// under way when it was last open goes on by itself.
     ///
+    /// The directory is its owner's alone. One that others may only read is made so, with the files
+    /// in it; so is an empty one of ours in which the store is to be made. A store that others may
+    /// write is refused, because they may have changed it.
+    ///
     /// # Errors
     /// [`Error::InvalidOption`]; [`Error::RootKeyWrong`], [`Error::StoreLocked`] (nothing was
     /// written but an empty `LOCK`, where there was none); [`Error::RolledBack`];
+    /// [`Error::NotPrivate`]; [`Error::OtherStore`], [`Error::BeforeMinimum`];
     /// [`Error::FileDamaged`], also where other files lie in `dir`; [`Error::StorageDamaged`],
     /// [`Error::RootKeyUnavailable`], [`Error::RandomUnavailable`]; [`Error::SuiteNotBuilt`]; in FIPS mode
     /// [`Error::FipsModuleMissing`], [`Error::SuiteNotApproved`]; disk errors of the machine.
@@ -177,8 +242,9 @@ impl Options {
                 segment_bytes: self.segment_bytes,
                 flush_interval: self.sync_interval,
             },
-            create: self.create,
+            create: self.create && !self.expected.is_some(),
             accept_rollback: self.accept_rollback,
+            expected: self.expected,
             fips_mode: self.fips_mode,
         };
         let engine = Engine::open(dir.as_ref(), root, &options)?;

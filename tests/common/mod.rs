@@ -116,7 +116,7 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
         assert!(start.elapsed() < Duration::from_secs(10), "{error}");
         std::thread::yield_now();
     }
-    fs::create_dir_all(to).unwrap();
+    private_dir(to);
     for entry in walkdir::WalkDir::new(from) {
         // sled removes files of a store that is open while they are copied.
         let entry = match entry {
@@ -125,7 +125,7 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
         };
         let target = to.join(entry.path().strip_prefix(from).unwrap());
         if entry.file_type().is_dir() {
-            fs::create_dir_all(target).unwrap();
+            private_dir(&target);
         } else {
             match fs::copy(entry.path(), target) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -133,6 +133,14 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
             }
         }
     }
+}
+
+/// Whatever the umask is: a store that others may write is refused.
+fn private_dir(dir: &Path) {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(dir).unwrap();
 }
 
 /// Every file below `dir` with its bytes.

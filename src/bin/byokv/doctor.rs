@@ -1,5 +1,6 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
+mod modes;
 mod rotations;
 
 use std::fs::{self, File, TryLockError};
@@ -70,11 +71,11 @@ fn outside(report: &mut Report, data: &Path) -> bool {
         report.add(Level::Fault, "directory", found, "check the path, or run `byokv init`");
         return false;
     }
-    mode(report, "directory", data, 0o700);
+    modes::modes(report, data);
     for (what, name) in [("keyring", "keyring"), ("mark", "mark")] {
         let path = data.join(name);
         match path.try_exists() {
-            Ok(true) => mode(report, what, &path, 0o600),
+            Ok(true) => report.fine(what, "there"),
             Ok(false) => {
                 let advice = "keep a copy of the directory; then put back a copy of all its parts together, \
                               or make a new store and `byokv restore` a backup into it";
@@ -121,25 +122,6 @@ fn borders(report: &mut Report, data: &Path) {
                       if erased ciphertext must be gone";
         report.add(Level::Notice, "file system", format!("erasing misses: {limit}"), advice);
     }
-}
-
-#[cfg(unix)]
-fn mode(report: &mut Report, what: &'static str, path: &Path, wanted: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    match path.metadata().map(|meta| meta.permissions().mode() & 0o777) {
-        Ok(mode) if mode & 0o077 == 0 => report.fine(what, format!("mode {mode:03o}")),
-        Ok(mode) => {
-            let found = format!("others than the owner may use it, mode {mode:03o}");
-            let advice = format!("chmod {wanted:03o} {}", path.display());
-            report.add(Level::Fault, what, found, &advice);
-        }
-        Err(e) => report.add(Level::Fault, what, e.to_string(), "check who owns it"),
-    }
-}
-
-#[cfg(not(unix))]
-fn mode(report: &mut Report, what: &'static str, _: &Path, _: u32) {
-    report.fine(what, "there");
 }
 
 /// A rotation writes every record anew before sled reuses the space.

@@ -46,6 +46,7 @@ impl Failure {
                 | Error::Backup(BackupError::OrgNotChosen { .. }) => 2,
                 Error::StoreLocked { .. } => 3,
                 Error::OrgUnknown { .. }
+                | Error::OtherStore { .. }
                 | Error::Backup(
                     BackupError::OrgMissing { .. } | BackupError::NothingForeign { .. },
                 ) => 4,
@@ -91,6 +92,9 @@ impl Failure {
                 Error::OutsideStore { .. } => "outside_store",
                 Error::StoreLocked { .. } => "store_locked",
                 Error::RolledBack { .. } => "rolled_back",
+                Error::NotPrivate { .. } => "not_private",
+                Error::OtherStore { .. } => "other_store",
+                Error::BeforeMinimum { .. } => "before_minimum",
                 Error::DiskFull { .. } => "disk_full",
                 Error::Io { .. } => "io",
                 Error::StorageDamaged { .. } => "storage_damaged",
@@ -161,6 +165,16 @@ impl Failure {
             Error::RolledBack { .. } => {
                 "keep a copy of the directory, then put back the newest copy of all its parts \
                  together; only a program can accept the loss"
+                    .to_owned()
+            }
+            Error::BeforeMinimum { .. } => {
+                "put back the newest copy of the whole directory; to accept the loss, leave \
+                 --minimum-position and BYOKV_MINIMUM_POSITION out"
+                    .to_owned()
+            }
+            Error::NotPrivate { .. } => {
+                "see who may have been there; `byokv doctor` lists every mode, `byokv verify \
+                 --deep` looks at every record"
                     .to_owned()
             }
             Error::StoreLocked { .. } => {

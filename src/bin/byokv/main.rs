@@ -14,6 +14,7 @@ mod failure;
 mod foreign;
 mod jsonl;
 mod key;
+mod open;
 mod org;
 mod record;
 mod restore;
@@ -22,16 +23,16 @@ mod sealed;
 mod secret;
 mod setup;
 mod shell;
+mod status;
 mod throttle;
 mod transfer;
 mod ui;
 mod verify;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use byokv::{Options, RootKey, Store};
+use byokv::{OrgId, RootKey, StorePosition};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use failure::{Failure, Result};
@@ -78,6 +79,18 @@ struct Global {
         hide_env_values = true
     )]
     root_key_file: Option<PathBuf>,
+    /// Open this store only, by the id that `byokv status` prints
+    #[arg(long, global = true, value_name = "ID", env = "BYOKV_STORE_ID", hide_env_values = true)]
+    expect_store: Option<OrgId>,
+    /// Refuse an older copy of the store than this position, which `byokv status` prints
+    #[arg(
+        long,
+        global = true,
+        value_name = "POSITION",
+        env = "BYOKV_MINIMUM_POSITION",
+        hide_env_values = true
+    )]
+    minimum_position: Option<StorePosition>,
     /// Print JSON: one object, or one for each line
     #[arg(long, global = true)]
     json: bool,
@@ -108,6 +121,8 @@ struct Global {
 enum Command {
     /// Make a store
     Init(setup::Init),
+    /// Print which store it is and how far it has got
+    Status,
     /// Print a new key, as `openssl rand -base64 32` does
     Keygen,
     /// Orgs and what they may do
@@ -200,6 +215,7 @@ fn run(context: &Context, command: Command) -> Result {
     }
     match command {
         Command::Init(init) => init.run(context),
+        Command::Status => status::run(context),
         Command::Keygen => setup::keygen(context),
         Command::Org(command) => command.run(context),
         Command::Put(put) => put.run(context),
@@ -237,43 +253,5 @@ impl Context {
                 "give the root key with --root-key-file FILE or in {VARIABLE}"
             ))),
         }
-    }
-
-    /// Opens the store, never makes one.
-    fn open(&self) -> Result<Store> {
-        let data = self.data()?;
-        let there = |part: &str| match data.join(part).try_exists() {
-            Ok(there) => Ok(there),
-            Err(e) if e.kind() == io::ErrorKind::NotADirectory => Ok(false),
-            Err(e) => Err(Failure::Failed(format!(
-                "{}: {e}; run `byokv` as the user whose store it is",
-                data.join(part).display()
-            ))),
-        };
-        let is_database = there("db")? && data.join("db").is_dir();
-        if !(there("keyring")? || there("mark")? || is_database) {
-            return Err(Failure::NotFound(format!(
-                "there is no store in {}; make one with `byokv init`, or check the path",
-                data.display()
-            )));
-        }
-        if !there("keyring")? {
-            return Err(Failure::Damaged(format!(
-                "{} is missing, but there is data that needs it; nothing was changed; put back \
-                 a copy of the whole directory, or restore a backup into a new store",
-                data.join("keyring").display()
-            )));
-        }
-        // A rotation is what the tool is run for, and nobody else uses its store.
-        let options = Options::new().create(false).rotation_niceness(0).fips_mode(self.global.fips);
-        Ok(options.open(data, self.root_key()?)?)
-    }
-
-    /// Opens the store, and closes it after `work`, durably.
-    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
-        let store = self.open()?;
-        let done = work(&store)?;
-        store.close()?;
-        Ok(done)
     }
 }

@@ -27,6 +27,11 @@ impl Init {
                 format!("there is a store in {} already; nothing was changed", data.display());
             return Err(Failure::Failed(why));
         }
+        if context.global.expect_store.is_some() || context.global.minimum_position.is_some() {
+            let why = "a new store has an id and a position of its own; leave --expect-store, \
+                       --minimum-position, BYOKV_STORE_ID and BYOKV_MINIMUM_POSITION out";
+            return Err(Failure::Usage(why.to_owned()));
+        }
         let root = match &self.new_root_key_file {
             Some(file) => RootKey::from_material(secret::generate_file(file)?),
             None => context.root_key()?,

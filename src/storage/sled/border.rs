@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::disk::access;
 use crate::error::{Error, Result};
 
 /// sled's own threads may hold its lock for some milliseconds after a database was dropped. Who
@@ -53,7 +54,7 @@ pub(super) fn refusal_note(dir: &Path) -> PathBuf {
 
 pub(super) fn note_refusal(dir: &Path) {
     // The disk is failing: where even this cannot be noted, nothing more can be done.
-    let _ = File::create(refusal_note(dir));
+    let _ = access::private(&refusal_note(dir));
 }
 
 /// After a refused sync, makes sled read what the disk really holds and not what the system

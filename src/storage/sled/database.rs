@@ -20,6 +20,7 @@ use super::flush::{self, InBatch};
 use super::keeper::{self, Keeper};
 use super::keys::escape;
 use super::{settings, sums, tail};
+use crate::disk::access;
 use crate::error::{Error, Result};
 
 /// In `system`, without a meaning of its own: written where sled has to write something.
@@ -205,6 +206,10 @@ impl Database {
             batches: Mutex::default(),
             keeper,
         };
+        // sled makes its files with the process's umask.
+        if let Err(error) = access::tighten_all(dir) {
+            tracing::warn!(%error, dir = %dir.display(), "others may read files of the database");
+        }
         database.sync_names()?;
         Ok((database, damage.is_none()))
     }

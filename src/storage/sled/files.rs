@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::super::Space;
 use super::border::note_refusal;
 use super::sums::{self, Head, Sums};
+use crate::disk::access;
 use crate::error::{Error, Result};
 
 pub(super) struct Files {
@@ -46,13 +47,12 @@ fn noted((name, head): (&OsString, &Option<Head>)) -> Option<(i64, Head)> {
 }
 
 impl Files {
-    /// Makes the directory and an empty log if they are not there.
+    /// Makes the directories and an empty log if they are not there.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("db");
-        let log = fs::create_dir_all(dir)
-            .and_then(|()| {
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)
-            })
+        // sled would make the directory of large pages with the process's umask.
+        let log = access::make_dir(&dir.join("blobs"))
+            .and_then(|()| access::private(&path))
             .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -208,6 +208,10 @@ impl Files {
                 settled = false;
                 match File::open(&path) {
                     Ok(blob) => {
+                        // sled makes it with the process's umask.
+                        if let Err(error) = access::tighten_file(&blob) {
+                            tracing::warn!(%error, path = %path.display(), "others may read it");
+                        }
                         blob.sync_all().map_err(|e| self.refused(&path, &e))?;
                         // What came after the sync began is not durable, and must not be noted.
                         head = match meta.len() >= sums::HEAD as u64 {

@@ -10,6 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
+use crate::disk::access;
+
 /// Bytes of a segment of the log in `dir`: what its database was made with, and `fresh` where it
 /// holds nothing, which then is durably noted. `None` if that file is damaged or missing. Comes
 /// before anything that reads the log.
@@ -21,9 +23,9 @@ pub(super) fn segment_size(dir: &Path, fresh: usize) -> io::Result<Option<usize>
     if holds_something(&dir.join("db"))? {
         return Ok(None);
     }
-    fs::create_dir_all(dir)?;
+    access::make_dir(dir)?;
     let new = dir.join("conf.new");
-    let mut file = File::create(&new)?;
+    let mut file = access::private_options().write(true).create(true).truncate(true).open(&new)?;
     file.write_all(&settings(fresh))?;
     file.sync_all()?;
     fs::rename(new, path)?;

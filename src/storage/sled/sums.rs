@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::log;
+use crate::disk::access;
 
 const NOTE: usize = 16;
 pub(super) const HEAD: usize = 4;
@@ -120,7 +121,9 @@ impl Sums {
         new.iter().copied().for_each(&mut add);
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(OpenOptions::new().append(true).create(true).open(path(dir))?),
+            none => {
+                none.insert(access::private_options().append(true).create(true).open(path(dir))?)
+            }
         };
         file.write_all(&bytes)
     }
@@ -134,7 +137,9 @@ impl Sums {
         self.file = None;
         self.count = present.len();
         let bytes: Vec<u8> = present.flat_map(|(place, head)| note(place, head)).collect();
-        fs::write(path(dir), bytes)
+        let mut options = access::private_options();
+        let mut file = options.write(true).create(true).truncate(true).open(path(dir))?;
+        file.write_all(&bytes)
     }
 }
 

@@ -16,6 +16,7 @@ use super::closed::Left;
 use super::files::Files;
 use super::log::{self, End, SEGMENT_HEADER};
 use super::sums;
+use crate::disk::access;
 use crate::error::Result;
 
 /// What the file `durable` says.
@@ -91,12 +92,7 @@ impl Durable {
     }
 
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(Self::path(dir))?;
+        let file = access::private(&Self::path(dir))?;
         let noted = Self::read_from(&file)?;
         Ok(Self { file, noted })
     }
