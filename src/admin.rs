@@ -4,7 +4,6 @@ mod foreign;
 
 use std::fmt;
 use std::sync::Arc;
-#[cfg(feature = "import")]
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,14 +14,13 @@ use crate::error::Result;
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 #[cfg(feature = "import")]
 use crate::import::{ImportToken, SealedKey};
-use crate::keyring::{Installed, OrgEntry, OrgPolicy};
+use crate::keyring::{Installed, OrgEntry, OrgPolicy, VersionEntry};
 use crate::material::KeyMaterial;
-use crate::observe::Census;
-use crate::policy::PolicyChange;
+use crate::observe::{Census, ClockStatus};
+use crate::policy::{PolicyChange, RetirePolicy};
 use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
 use crate::storage::{Space, prefix_range};
-#[cfg(feature = "import")]
-use crate::time::now_unix_ms;
+use crate::time::millis;
 
 pub use foreign::ForeignKeys;
 
@@ -69,6 +67,11 @@ pub struct KeyStatus {
     pub retired_unix_ms: Option<u64>,
     /// Since when it is held before its retirement.
     pub held_since_unix_ms: Option<u64>,
+    /// How much observed time ([`ClockStatus::observed_ms`](crate::ClockStatus::observed_ms)) has
+    /// to pass until the hold is over, if the policy's hold ends by itself.
+    pub hold_left_ms: Option<u64>,
+    /// When that will be at the earliest, if the store stays open and no clock is set.
+    pub hold_ends_unix_ms: Option<u64>,
     /// Why it is due to be rotated, if the org's policy says so.
     pub due: Option<Due>,
 }
@@ -125,7 +128,7 @@ impl KeyAdmin {
     #[cfg(feature = "import")]
     pub fn import_token(&self, org: &str, valid_for: Duration) -> Result<ImportToken> {
         let state = self.engine.org(org)?;
-        self.engine.import_token(&state, valid_for, now_unix_ms())
+        self.engine.import_token(&state, valid_for)
     }
 
     /// Like [`provision`](Self::provision), for a key that travelled sealed. The token is used
@@ -311,7 +314,39 @@ impl KeyAdmin {
     /// # Errors
     /// [`Error::OrgUnknown`](crate::Error::OrgUnknown).
     pub fn status(&self, org: &str) -> Result<OrgStatus> {
-        self.engine.with_keyring(|keyring| keyring.org(org).map(status))
+        let now = moment(&self.engine);
+        self.engine.with_keyring(|keyring| keyring.org(org).map(|entry| status(entry, now)))
+    }
+
+    /// Returns what the store makes of this machine's clock.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// let clock = store.keys().clock();
+    /// assert_eq!((clock.uncounted_ms, clock.behind_log_ms, clock.jumps), (0, 0, 0));
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn clock(&self) -> ClockStatus {
+        self.engine.clock_status()
+    }
+
+    /// Confirms that the time that passed by the wall clock alone
+    /// ([`ClockStatus::uncounted_ms`]) has really passed, as when the machine was off for a month:
+    /// it counts from now on for the holds, ages of keys and import tokens that had begun before.
+    /// Returns how much, zero if there is none; audited. Keys whose hold is over by that are
+    /// retired once it is proven anew that no record needs them.
+    ///
+    /// # Errors
+    /// [`Error::ClockBefore1970`](crate::Error::ClockBefore1970); disk errors of the machine.
+    pub fn confirm_clock(&self) -> Result<Duration> {
+        let counted = self.engine.confirm_clock()?;
+        for org in self.engine.rotating() {
+            self.rotations.wake(&org);
+        }
+        Ok(Duration::from_millis(counted))
     }
 
     /// Counts the org's records by key version and suite, from their headers alone.
@@ -357,11 +392,12 @@ impl KeyAdmin {
     }
 
     /// The audit log from its first entry, each checked against the one before and the last
-    /// against the keyring: it ends with an error if anything was changed, removed or cut off.
+    /// against the keyring: it ends with an error if anything was changed, removed or cut off, and
+    /// has one where a time is before that of the entry before.
     #[must_use]
     pub fn audit(&self) -> AuditLog {
         let end = self.engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
-        AuditLog { engine: Arc::clone(&self.engine), at: (0, Some([0; 32])), end }
+        AuditLog { engine: Arc::clone(&self.engine), at: (0, Some([0; 32])), last: 0, end }
     }
 
     /// Returns the end of the audit log, as the keyring knows it.
@@ -406,6 +442,8 @@ impl KeyAdmin {
 pub struct AuditLog {
     engine: Arc<Engine>,
     at: crate::audit::Link,
+    /// Time of the entry before.
+    last: u64,
     end: crate::audit::Head,
 }
 
@@ -419,6 +457,11 @@ impl Iterator for AuditLog {
         Some(match self.engine.read_audit_entry(self.at, self.end) {
             Ok((entry, head)) => {
                 self.at = (head.0, Some(head.1));
+                let last = std::mem::replace(&mut self.last, entry.at_unix_ms);
+                if entry.at_unix_ms < last {
+                    let why = "its time is before that of the entry before it";
+                    return Some(Err(crate::Error::AuditBroken { entry: entry.number, why }));
+                }
                 Ok(entry)
             }
             Err(error) => {
@@ -441,15 +484,31 @@ impl fmt::Debug for KeyAdmin {
     }
 }
 
-pub(crate) fn status(entry: &OrgEntry) -> OrgStatus {
-    let key = |v: &crate::keyring::VersionEntry| KeyStatus {
+/// What a status is compared with: the wall clock, if it can be used, and the observed clock.
+pub(crate) type Moment = (Option<u64>, u64);
+
+pub(crate) fn moment(engine: &Engine) -> Moment {
+    (engine.clock.wall().ok(), engine.clock.observed())
+}
+
+pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
+    let left = |v: &VersionEntry| match entry.policy.retire() {
+        RetirePolicy::AfterHold(hold) if v.retired.is_none() => {
+            let end = v.held?.observed.saturating_add(millis(hold));
+            Some(end.saturating_sub(observed))
+        }
+        _ => None,
+    };
+    let key = |v: &VersionEntry| KeyStatus {
         version: v.version,
         state: v.state,
         origin: v.origin,
         fingerprint: v.fingerprint,
         created_unix_ms: v.created,
         retired_unix_ms: v.retired,
-        held_since_unix_ms: v.held.filter(|_| v.retired.is_none()),
+        held_since_unix_ms: v.held.filter(|_| v.retired.is_none()).map(|hold| hold.since),
+        hold_left_ms: left(v),
+        hold_ends_unix_ms: left(v).and_then(|left| Some(wall?.saturating_add(left))),
         due: v.due.map(|(_, due)| due),
     };
     OrgStatus {

@@ -475,6 +475,12 @@ pub enum Error {
         /// Its message.
         why: String,
     },
+    /// This machine's wall clock shows a time before 1970.
+    #[error(
+        "this machine's clock shows a time before 1970; nothing was changed; set the clock, then \
+         try again"
+    )]
+    ClockBefore1970,
     /// byokv itself failed. The old key is kept.
     #[error(
         "a bug in byokv stopped the rotation of org \"{org}\"; nothing was lost, the old key is \
@@ -488,6 +494,12 @@ pub enum Error {
     /// The store was closed while a handle was still in use.
     #[error("the store is closed; open it again to go on")]
     Closed,
+}
+
+impl From<crate::time::Before1970> for Error {
+    fn from(crate::time::Before1970: crate::time::Before1970) -> Self {
+        Self::ClockBefore1970
+    }
 }
 
 impl Error {

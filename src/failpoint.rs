@@ -1,4 +1,5 @@
-//! Named points in the code at which a test may look, wait or kill the process.
+//! Named points in the code at which a test may look, wait or kill the process, and clocks that a
+//! test sets.
 //!
 //! Compiled in only with the feature `failpoints` *and* debug assertions; in any
 //! other build `reach` is an empty inline function. A child process is killed
@@ -6,6 +7,11 @@
 //! n-th time it is reached). It appends the name of each point that it reaches
 //! to the file that `BYOKV_FAILPOINT_TRACE` names.
 
+#[cfg(any(test, all(feature = "failpoints", debug_assertions)))]
+mod clock;
+
+#[cfg(any(test, all(feature = "failpoints", debug_assertions)))]
+pub use clock::Clock;
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub use enabled::*;
 

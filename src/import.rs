@@ -116,6 +116,15 @@ impl ImportToken {
         self.expires
     }
 
+    /// Returns true if the token has expired by the clock of this machine. The store that made it
+    /// goes by its own.
+    ///
+    /// # Errors
+    /// [`Error::ClockBefore1970`].
+    pub fn has_expired(&self) -> Result<bool> {
+        Ok(crate::time::machine_wall()? >= self.expires)
+    }
+
     /// Seals `material`: only the store that made this token can open it, for this org, once,
     /// until the token expires. Needs no store and looks at no clock.
     ///

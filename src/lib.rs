@@ -78,7 +78,7 @@ pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
 pub use keyring::{NamePolicy, OrgPolicy};
 pub use material::KeyMaterial;
-pub use observe::{Census, Metrics, OrgMetrics, VersionMetrics};
+pub use observe::{Census, ClockStatus, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};
 pub use policy::{PolicyChange, RetirePolicy};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};

@@ -141,6 +141,29 @@ pub struct Metrics {
     pub keyring_generation: u64,
     /// Bytes of sled's files.
     pub bytes_on_disk: u64,
+    /// What the store makes of this machine's clock.
+    pub clock: ClockStatus,
+}
+
+/// What the store makes of this machine's clock. Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ClockStatus {
+    /// What the wall clock shows, since 1970-01-01 UTC; `None` if that is before 1970.
+    pub unix_ms: Option<u64>,
+    /// The observed clock, by which holds, the age of keys and the end of import tokens are
+    /// counted: time in which the store was open, and of each gap between two openings a day at
+    /// most. It begins with the store and only rises.
+    pub observed_ms: u64,
+    /// Time that passed by the wall clock alone. It counts once
+    /// [`KeyAdmin::confirm_clock`](crate::KeyAdmin::confirm_clock) is called, and is no more once
+    /// the wall clock is set back.
+    pub uncounted_ms: u64,
+    /// By how much the newest entry of the audit log is ahead of the wall clock. New entries get
+    /// that one's time until the clock has caught up.
+    pub behind_log_ms: u64,
+    /// Jumps of the wall clock that were noted since the store was opened.
+    pub jumps: u64,
 }
 
 /// Figures of one org.

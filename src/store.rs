@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
-use crate::admin::{KeyAdmin, OrgStatus, status};
+use crate::admin::{KeyAdmin, OrgStatus, moment, status};
 use crate::engine::{Engine, Inspection, Residue, ResidueErased};
 use crate::error::{Error, Result};
 use crate::id::{OrgId, StorePosition};
@@ -25,7 +25,6 @@ use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
 use crate::rotation::{Phase, Rotations, WorkerThread};
-use crate::time::now_unix_ms;
 
 #[cfg(feature = "backup")]
 pub use backup::Backup;
@@ -103,8 +102,10 @@ impl Store {
     /// Every org with its keys, by name.
     #[must_use]
     pub fn orgs(&self) -> Vec<OrgStatus> {
+        let now = moment(&self.engine);
         let mut orgs: Vec<_> = self.engine.with_keyring(|keyring| {
-            keyring.orgs.iter().filter(|org| org.is_seen()).map(status).collect()
+            let seen = keyring.orgs.iter().filter(|org| org.is_seen());
+            seen.map(|entry| status(entry, now)).collect()
         });
         orgs.sort_by(|a: &OrgStatus, b| a.name.cmp(&b.name));
         orgs
@@ -328,6 +329,7 @@ impl Store {
             syncs: self.engine.syncs(),
             keyring_generation: self.engine.with_keyring(|keyring| keyring.generation),
             bytes_on_disk: self.engine.storage.bytes_on_disk()?,
+            clock: self.engine.clock_status(),
         })
     }
 
@@ -364,15 +366,15 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The thread that makes buffered writes durable, looks for keys that are due, and ends import
-/// tokens whose time is up.
+/// The thread that makes buffered writes durable, looks for keys that are due and at the clock, and
+/// ends import tokens whose time is up.
 struct Syncer {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Syncer {
-    /// Between two looks for expired tokens.
+    /// Between two looks at the clock and for expired tokens.
     const LOOK: Duration = Duration::from_secs(20);
 
     fn start(rotations: Arc<Rotations>, interval: Duration) -> Result<Self> {
@@ -403,7 +405,10 @@ impl Syncer {
                 synced = Instant::now();
             }
             if looked.elapsed() >= look {
-                if let Err(error) = engine.expire_tokens(now_unix_ms()) {
+                if let Err(error) = engine.look_at_clock() {
+                    tracing::warn!(%error, "what the clock shows is not noted, trying again");
+                }
+                if let Err(error) = engine.expire_tokens() {
                     tracing::warn!(%error, "expired import tokens are still there, trying again");
                 }
                 looked = Instant::now();
@@ -424,6 +429,7 @@ impl Syncer {
 #[cfg(all(test, feature = "import"))]
 mod tests {
     use super::*;
+    use crate::failpoint::Clock;
     use crate::keyring::Keyring;
     use crate::material::KeyMaterial;
 
@@ -431,12 +437,16 @@ mod tests {
     fn the_syncing_thread_ends_expired_tokens() {
         let dir = tempfile::tempdir().unwrap();
         let root = RootKey::from_material(KeyMaterial::generate().unwrap());
-        let store = Store::open(dir.path().join("data"), root).unwrap();
+        let data = dir.path().join("data");
+        let clock = Clock::set_for(&data);
+        let store = Store::open(data, root).unwrap();
         store.create_org("acme", OrgPolicy::byok()).unwrap();
         let org = store.engine.org("acme").unwrap();
         let minute = Duration::from_secs(60);
-        store.engine.import_token(&org, minute, now_unix_ms() - 61_000).unwrap();
-        let has_expired = |keyring: &Keyring| keyring.has_expired_tokens(now_unix_ms());
+        store.engine.import_token(&org, minute).unwrap();
+        clock.pass(minute);
+        let now = store.engine.clock.look().unwrap().seen;
+        let has_expired = |keyring: &Keyring| keyring.has_expired_tokens(&now);
         assert!(store.engine.with_keyring(has_expired));
 
         let tick = Duration::from_millis(5);

@@ -127,7 +127,7 @@ fn a_hold_ends_by_itself() {
     while rotation.progress().phase != Phase::Held {
         assert!(rotation.wait_timeout(Duration::from_millis(5)).unwrap().is_none());
     }
-    assert!(rotation.progress().reason.unwrap().contains("held until"));
+    assert!(rotation.progress().reason.unwrap().contains("is held for"));
     // The policy may change its mind.
     store.keys().set_policy("late", policy(RetirePolicy::Immediate)).unwrap();
     rotation.resume().unwrap();

@@ -49,6 +49,7 @@ const SIBLINGS: &[(&str, &str)] = &[
     ("error", "text"),
     ("error", "time"),
     ("observe", "id"),
+    ("time", "failpoint"),
     ("sealed", "envelope"),
 ];
 
@@ -120,6 +121,21 @@ fn sled_is_named_in_one_file() {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             for line in code.filter(|line| line.contains("sled::")) {
                 assert!(line.contains("self::sled::"), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+/// Anybody who may set the wall clock can make it show anything, so one file reads it.
+#[test]
+fn the_wall_clock_is_read_in_one_file() {
+    for (path, text) in sources() {
+        if path.starts_with("src") && path != Path::new("src/time.rs") {
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in code {
+                let reads =
+                    ["SystemTime::now", "UNIX_EPOCH.elapsed"].map(|call| line.contains(call));
+                assert_eq!(reads, [false, false], "{}: {line}", path.display());
             }
         }
     }

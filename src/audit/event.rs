@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{KeyRefusal, OrgRef};
 use crate::id::{BackupId, CertificateHash, Due, Suite, TokenId};
 use crate::policy::PolicyChange;
-use crate::time::rfc3339;
+use crate::time::{plain, rfc3339};
 
 /// What happened to a key.
 ///
@@ -162,6 +162,19 @@ pub enum AuditEvent {
         /// The orgs that were asked for; none if it is of all.
         only: Vec<OrgRef>,
     },
+    /// This machine's clock jumped: it was set, or nobody had the store open for more than a day.
+    /// Milliseconds since 1970-01-01 UTC.
+    ClockJumped {
+        /// What it would have shown; where that is not known, what the store last saw.
+        from_unix_ms: u64,
+        /// What it showed.
+        to_unix_ms: u64,
+    },
+    /// An operator confirmed that time had passed which the store had not observed: it counts.
+    ClockConfirmed {
+        /// How much, milliseconds.
+        counted_ms: u64,
+    },
 }
 crate::json::tagged!(AuditEvent);
 
@@ -230,6 +243,13 @@ impl fmt::Display for AuditEvent {
             Self::ImportTokenExpired { token } => write!(f, "import token {token} expired"),
             Self::SealedKeyRefused { token, why } => {
                 write!(f, "sealed key under token {token} refused ({why})")
+            }
+            Self::ClockJumped { from_unix_ms, to_unix_ms } => {
+                let (from, to) = (rfc3339(*from_unix_ms), rfc3339(*to_unix_ms));
+                write!(f, "clock jumped from {from} to {to}")
+            }
+            Self::ClockConfirmed { counted_ms } => {
+                write!(f, "clock confirmed, {} more count", plain(*counted_ms))
             }
             Self::NamelessRemoved { records } => {
                 write!(f, "{records} records whose name does not open removed")

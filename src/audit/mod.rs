@@ -35,16 +35,19 @@ pub struct OrgRef {
 
 /// One entry of the audit log.
 ///
-/// In JSON an object with the fields in their order, and `at`, the time as RFC 3339, before
-/// `at_unix_ms`.
+/// In JSON an object with the fields in their order, and the times as RFC 3339 too: `at` before
+/// `at_unix_ms`, `clock` before `clock_unix_ms`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct AuditEntry {
     /// Number, from 1 without gaps.
     pub number: u64,
-    /// Milliseconds since 1970-01-01 UTC, by this machine's clock.
+    /// Milliseconds since 1970-01-01 UTC, by this machine's clock; never less than the entry
+    /// before has.
     pub at_unix_ms: u64,
+    /// What the clock really showed, if that was less than the entry before has.
+    pub clock_unix_ms: Option<u64>,
     /// What happened.
     pub event: AuditEvent,
     /// The org that it is about, if it is about one.
@@ -63,11 +66,14 @@ impl Serialize for AuditEntry {
         if !serializer.is_human_readable() {
             return Self::serialize(self, serializer);
         }
-        let Self { number, at_unix_ms, event, org, version, fingerprint, previous } = self;
-        let mut entry = serializer.serialize_struct("AuditEntry", 8)?;
+        let Self { number, at_unix_ms, clock_unix_ms, event, org, version, fingerprint, previous } =
+            self;
+        let mut entry = serializer.serialize_struct("AuditEntry", 10)?;
         entry.serialize_field("number", number)?;
         entry.serialize_field("at", &rfc3339(*at_unix_ms))?;
         entry.serialize_field("at_unix_ms", at_unix_ms)?;
+        entry.serialize_field("clock", &clock_unix_ms.map(rfc3339))?;
+        entry.serialize_field("clock_unix_ms", clock_unix_ms)?;
         entry.serialize_field("event", event)?;
         entry.serialize_field("org", org)?;
         entry.serialize_field("version", version)?;
@@ -110,6 +116,9 @@ fn hex(bytes: &[u8; 32]) -> String {
 impl fmt::Display for AuditEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>4}  {}  ", self.number, rfc3339(self.at_unix_ms))?;
+        if let Some(clock) = self.clock_unix_ms {
+            write!(f, "(the clock showed {}) ", rfc3339(clock))?;
+        }
         write!(f, "{}", self.event)?;
         if let Some(org) = &self.org {
             write!(f, "  org {}", org.name)?;
@@ -185,16 +194,28 @@ impl Notary {
         }
     }
 
-    /// Key and value of the next entry in the database, and the new end of the chain.
+    /// Key and value of the next entry in the database, and the new end of the chain. The entry
+    /// gets the time of `clock`, but none before `last`, the time of the entry before.
     pub(crate) fn append(
         &self,
         (entries, previous): Head,
         draft: Draft,
-        at_unix_ms: u64,
+        (last, clock): (u64, u64),
     ) -> Result<(Vec<u8>, Vec<u8>, Head)> {
         let number = entries + 1;
         let Draft { event, org, version, fingerprint } = draft;
-        let entry = AuditEntry { number, at_unix_ms, event, org, version, fingerprint, previous };
+        let at_unix_ms = clock.max(last);
+        let clock_unix_ms = (clock < at_unix_ms).then_some(clock);
+        let entry = AuditEntry {
+            number,
+            at_unix_ms,
+            clock_unix_ms,
+            event,
+            org,
+            version,
+            fingerprint,
+            previous,
+        };
         let key = entry_key(number);
         let sealed = sealed::seal(&self.entries, &key, &entry)?;
         Ok((key, sealed, (number, hash(&entry))))
@@ -279,7 +300,7 @@ mod tests {
         let mut head: Head = (0, [0; 32]);
         let mut stored = Vec::new();
         for event in [AuditEvent::StoreCreated, AuditEvent::OrgCreated, AuditEvent::KeyHeld] {
-            let (_, sealed, next) = notary.append(head, Draft::new(event), 0).unwrap();
+            let (_, sealed, next) = notary.append(head, Draft::new(event), (0, 0)).unwrap();
             stored.push(sealed);
             head = next;
         }
@@ -294,7 +315,7 @@ mod tests {
         let swapped = [stored[1].clone(), stored[0].clone()];
         assert!(matches!(walk(&swapped), Err(Error::AuditBroken { entry: 1, .. })));
         let (_, other, _) =
-            notary.append((1, [9; 32]), Draft::new(AuditEvent::OrgCreated), 0).unwrap();
+            notary.append((1, [9; 32]), Draft::new(AuditEvent::OrgCreated), (0, 0)).unwrap();
         let replaced = [stored[0].clone(), other];
         assert!(matches!(walk(&replaced), Err(Error::AuditBroken { entry: 2, .. })));
         assert!(matches!(

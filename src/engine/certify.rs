@@ -9,7 +9,6 @@ use crate::disk::{Medium, Writes};
 use crate::error::Result;
 use crate::id::{KeyVersion, OrgId};
 use crate::keyring::{Keyring, Owed};
-use crate::time::now_unix_ms;
 
 /// What a certificate says beside what the keyring knows.
 #[derive(Clone, Debug)]
@@ -87,7 +86,7 @@ impl Engine {
             records_verified: claim.records_verified,
             records_deleted: claim.records_deleted,
             records_left: 0,
-            at_unix_ms: now_unix_ms(),
+            at_unix_ms: keyring.time.wall,
             keyring_generation: keyring.generation,
             secret_generation: 0,
             scope: claim.scope,

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use super::clock::Look;
 use super::import::expire;
 use super::{Engine, OrgKeys, OrgState};
 use crate::audit::{AuditEvent, Draft, KeyRefusal};
@@ -14,7 +15,6 @@ use crate::keyring::{Installed, KeyOf, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
 use crate::policy::PolicyChange;
 use crate::storage::Space;
-use crate::time::now_unix_ms;
 
 /// What a change of the keyring adds to the audit log.
 pub(crate) type Drafts = Vec<Draft>;
@@ -29,7 +29,8 @@ impl Engine {
     /// 3. what is owed, into the database, then a sync; until that is known to be done, it
     ///    stays in the keyring and is done again at each open.
     ///
-    /// Import tokens whose time is up end with every change. The caller publishes the org's new keys. Nothing is changed if `change` refuses.
+    /// Import tokens whose time is up end with every change, and a jump of the wall clock is noted
+    /// with it. The caller publishes the org's new keys. Nothing is changed if `change` refuses.
     pub(crate) fn change<T>(
         &self,
         root: Option<RootKey>,
@@ -54,14 +55,17 @@ impl Engine {
         }
         next.generation += 1;
         next.syncs = self.syncs();
-        let mut drafts = Drafts::new();
-        expire(&mut next, &mut drafts, now_unix_ms());
+        let look = self.clock.look()?;
+        next.time = look.seen.clone();
+        let mut drafts = look.drafts();
+        expire(&mut next, &mut drafts);
         let outcome = change(&mut next, &mut drafts)?;
-        let now = now_unix_ms();
         for draft in drafts {
             let head = (next.audit_entries, next.audit_hash);
-            let (key, value, head) = self.notary().append(head, draft, now)?;
+            let times = (next.audit_at, next.time.wall);
+            let (key, value, head) = self.notary().append(head, draft, times)?;
             (next.audit_entries, next.audit_hash) = head;
+            next.audit_at = times.0.max(times.1);
             next.outbox.push(Owed { key, value });
         }
         match ring.file.save(root.as_ref().unwrap_or(&ring.root), &next) {
@@ -70,6 +74,7 @@ impl Engine {
             saved => saved?,
         }
         failpoint::reach("keyring.saved", "");
+        self.clock.took(Look { seen: next.time.clone(), ..look });
         then();
         if let Some(root) = root {
             ring.root = root;
@@ -125,7 +130,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         let made = self.change(None, |keyring, drafts| {
-            let now = now_unix_ms();
+            let now = keyring.time.wall;
             let make = |(name, policy): &(&str, OrgPolicy)| {
                 let mut id = [0; OrgId::LEN];
                 material::random(&mut id)?;
@@ -175,8 +180,8 @@ impl Engine {
         };
         let installed = self.change(None, |keyring, drafts| {
             allow(keyring.org_mut(org.id, &org.name)?, drafts)?;
-            let installed =
-                keyring.install((org.id, &org.name), material, origin, now_unix_ms())?;
+            let now = keyring.time.wall;
+            let installed = keyring.install((org.id, &org.name), material, origin, now)?;
             let draft = Draft::new(event).org(&org.name, org.id);
             drafts.push(draft.key(installed.to, fingerprint));
             Ok(installed)
@@ -307,7 +312,7 @@ impl Engine {
         let org = self.org(name)?;
         let _span = tracing::info_span!("erase_org", org = name).entered();
         self.change(None, |keyring, drafts| {
-            for version in keyring.erase(org.id, name, now_unix_ms())? {
+            for version in keyring.erase(org.id, name, keyring.time.wall)? {
                 let draft = Draft::new(AuditEvent::KeyErased).org(name, org.id);
                 let entry = keyring.entry(org.id).and_then(|entry| entry.version(version));
                 let fingerprint = entry.map(|entry| entry.fingerprint);

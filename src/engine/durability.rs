@@ -62,11 +62,13 @@ impl Engine {
     }
 
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
+        if self.is_dirty() { self.sync() } else { Ok(()) }
+    }
+
+    /// Returns true if something was written that no sync is known to have covered.
+    pub(super) fn is_dirty(&self) -> bool {
         let state = &self.durability;
-        if state.written.load(Ordering::Acquire) == state.covered.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.sync()
+        state.written.load(Ordering::Acquire) != state.covered.load(Ordering::Acquire)
     }
 
     pub(crate) fn syncs(&self) -> u64 {

@@ -11,21 +11,19 @@ use crate::keyring::Keyring;
 impl Engine {
     /// Destroys what has expired, if anything has. Does not wait for a change of the keyring
     /// that is under way: that one does the same.
-    pub(crate) fn expire_tokens(&self, now: u64) -> Result<()> {
+    pub(crate) fn expire_tokens(&self) -> Result<()> {
+        let now = self.clock.look()?.seen;
         match self.ring.try_lock() {
-            Ok(ring) if !ring.keyring.has_expired_tokens(now) => return Ok(()),
+            Ok(ring) if !ring.keyring.has_expired_tokens(&now) => return Ok(()),
             Ok(_) | Err(TryLockError::Poisoned(_)) => {}
             Err(TryLockError::WouldBlock) => return Ok(()),
         }
-        self.change(None, |keyring, drafts| {
-            expire(keyring, drafts, now);
-            Ok(())
-        })
+        self.change(None, |_, _| Ok(()))
     }
 }
 
-pub(super) fn expire(keyring: &mut Keyring, drafts: &mut Drafts, now: u64) {
-    for (token, id) in keyring.expire_tokens(now) {
+pub(super) fn expire(keyring: &mut Keyring, drafts: &mut Drafts) {
+    for (token, id) in keyring.expire_tokens() {
         let draft = Draft::new(AuditEvent::ImportTokenExpired { token });
         let org = keyring.orgs.iter().find(|org| org.id == id);
         drafts.push(match org {
@@ -47,7 +45,7 @@ mod tokens {
     use crate::import::{ImportToken, SealedKey};
     use crate::keyring::{Installed, Keyring, LiveToken};
     use crate::material::KeyMaterial;
-    use crate::time::now_unix_ms;
+    use crate::time::millis;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const THIRTY_DAYS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -57,24 +55,26 @@ mod tokens {
             &self,
             org: &OrgState,
             valid_for: Duration,
-            now: u64,
         ) -> Result<ImportToken> {
             self.check_open()?;
             if !(MINUTE..=THIRTY_DAYS).contains(&valid_for) {
                 let why = "1 minute to 30 days";
                 return Err(Error::InvalidOption { option: "valid_for", why });
             }
-            let valid_for = u64::try_from(valid_for.as_millis()).unwrap_or(u64::MAX);
-            let expires = now.saturating_add(valid_for);
+            let valid_for = millis(valid_for);
             let private = KeyMaterial::generate()?;
             let token = self.change(None, |keyring, drafts| {
                 if !keyring.org(&org.name)?.policy.may_bring_key() {
                     return Err(Error::NotEntitled { org: org.name.to_string() });
                 }
+                let (made, expires) =
+                    (keyring.time.observed, keyring.time.wall.saturating_add(valid_for));
                 let token =
                     ImportToken::new(keyring.store, (&org.name, org.id), expires, &private)?;
                 let id = token.id();
-                keyring.add_token(&org.name, LiveToken { id, org: org.id, expires, private })?;
+                let org_id = org.id;
+                let live = LiveToken { id, org: org_id, expires, made, valid_for, private };
+                keyring.add_token(&org.name, live)?;
                 let event = AuditEvent::ImportTokenMade { token: id, expires_unix_ms: expires };
                 drafts.push(Draft::new(event).org(&org.name, org.id));
                 Ok(token)
@@ -110,7 +110,7 @@ mod tokens {
                 {
                     return Err(Error::UnexpectedKey { expected, given });
                 }
-                let now = now_unix_ms();
+                let now = keyring.time.wall;
                 let origin = Origin::Customer;
                 let installed = match material {
                     Ok(material) => {

@@ -3,6 +3,7 @@
 
 mod certify;
 mod change;
+mod clock;
 mod directory;
 mod durability;
 mod files;
@@ -39,6 +40,7 @@ use crate::storage::{Space, Storage, Stored};
 use crate::text::printable;
 
 pub(crate) use certify::Claim;
+pub(crate) use clock::Clock;
 use durability::Durability;
 pub use inspection::Inspection;
 pub(crate) use latency::{Counts, Latency};
@@ -67,6 +69,7 @@ pub(crate) struct Engine {
     moving: Mutex<()>,
     durability: Durability,
     pub(crate) latency: Latency,
+    pub(crate) clock: Clock,
     closed: AtomicBool,
     /// Locked for this process as long as the engine lives; must be the last field, so that
     /// the database is closed before the lock is let go.
@@ -128,6 +131,9 @@ impl Engine {
         self.closed.store(true, Ordering::Relaxed);
         for org in self.orgs() {
             org.watchers.close();
+        }
+        if let Err(error) = self.note_clock_at_close(self.is_dirty()) {
+            tracing::warn!(%error, "the time observed is not noted; it counts as a gap");
         }
         self.sync_if_dirty()
     }

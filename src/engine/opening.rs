@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crossbeam::sync::ShardedLock;
 
+use super::clock::{Clock, read_first};
 use super::durability::Durability;
 use super::latency::Latency;
 use super::lock::DirLock;
@@ -20,7 +21,7 @@ use crate::keyring::Keyring;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::mark::{self, Mark, Position};
 use crate::storage::{self, SledOptions, SledStorage, Storage};
-use crate::time::now_unix_ms;
+use crate::time::observed::Seen;
 
 /// What the caller knows of the store.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,6 +46,7 @@ impl Engine {
     /// The root key is tried before anything is written, so a wrong one leaves the directory
     /// untouched.
     pub(crate) fn open(dir: &Path, root: RootKey, options: &EngineOptions) -> Result<Arc<Self>> {
+        let (clocks, now) = read_first(dir)?;
         if options.fips_mode && !has_fips_module() {
             return Err(Error::FipsModuleMissing);
         }
@@ -63,7 +65,7 @@ impl Engine {
             Some(keyring) => keyring,
             None => {
                 directory::check_free(dir)?;
-                Keyring::new(root.fingerprint())?
+                Keyring { time: Seen::first(now), ..Keyring::new(root.fingerprint())? }
             }
         };
         let keyring = Keyring { fips_mode: options.fips_mode, ..keyring };
@@ -124,6 +126,7 @@ impl Engine {
             .filter(|entry| entry.is_seen())
             .map(|entry| (entry.name.clone(), Arc::new(OrgState::new(entry))))
             .collect::<HashMap<_, _>>();
+        let clock = Clock::open((clocks, now), &keyring.time, &storage, &notary)?;
         let engine = Self {
             storage: Box::new(storage),
             notary: RwLock::new(notary),
@@ -131,6 +134,7 @@ impl Engine {
             orgs: ShardedLock::new(orgs),
             durability: Durability::new(mark, position),
             latency: Latency::new(),
+            clock,
             ring: Mutex::new(Ring { keyring, root, file, settled: 0 }),
             moving: Mutex::new(()),
             closed: AtomicBool::new(false),
@@ -173,8 +177,11 @@ impl Engine {
             // next writes. A fresh copy of it does not, and its digest is of what it holds.
             engine.take_what_is_there()?;
         }
-        if let Err(error) = engine.expire_tokens(now_unix_ms()) {
+        if let Err(error) = engine.expire_tokens() {
             tracing::warn!(%error, "expired import tokens are still there, trying again");
+        }
+        if let Err(error) = engine.look_at_clock() {
+            tracing::warn!(%error, "what was seen of the clock is not noted, trying again");
         }
         tracing::info!(dir = %engine.dir.display(), orgs = engine.orgs().len(), "store opened");
         Ok(Arc::new(engine))

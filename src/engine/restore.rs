@@ -5,7 +5,6 @@ use crate::audit::{AuditEvent, Draft};
 use crate::error::{BackupError, Result};
 use crate::failpoint;
 use crate::id::{BackupId, OrgId};
-use crate::time::now_unix_ms;
 
 impl Engine {
     /// At open: whatever was being restored when the store was last open is not whole, and the
@@ -37,7 +36,7 @@ impl Engine {
     fn discard_restore(&self, orgs: &[(OrgId, String)]) -> Result<()> {
         let ids = orgs.iter().map(|(id, _)| *id).collect();
         self.change(None, |keyring, drafts| {
-            keyring.give_up_restore(&ids, now_unix_ms());
+            keyring.give_up_restore(&ids, keyring.time.wall);
             let draft = |(id, name): &(OrgId, String)| {
                 Draft::new(AuditEvent::RestoreDiscarded).org(name, *id)
             };
@@ -53,7 +52,7 @@ impl Engine {
 mod begun {
     use std::sync::{Arc, PoisonError};
 
-    use super::{AuditEvent, Draft, Engine, OrgId, Result, failpoint, now_unix_ms};
+    use super::{AuditEvent, Draft, Engine, OrgId, Result, failpoint};
     use crate::audit::OrgRef;
     use crate::engine::OrgState;
     use crate::id::{BackupId, Fingerprint, Origin};
@@ -122,7 +121,7 @@ mod begun {
             let newcomers = newcomers.collect::<Result<Vec<_>>>()?;
             let ids: Vec<OrgId> = newcomers.iter().map(|newcomer| newcomer.id).collect();
             let Provenance { backup, key, keys, earlier } = from;
-            let now = now_unix_ms();
+            let now = self.clock.wall()?;
             let mut foreign = vec![ForeignKeys::new(backup, now, ids.clone(), keys)];
             foreign.extend(earlier.into_iter().map(|earlier| {
                 let orgs = earlier.orgs.into_iter().filter_map(|place| ids.get(place).copied());

@@ -83,6 +83,7 @@ impl Error {
                 | Self::Io { .. }
                 | Self::StoreLocked { .. }
                 | Self::RandomUnavailable { .. }
+                | Self::ClockBefore1970
                 | Self::MemoryNotLocked { .. }
         )
     }

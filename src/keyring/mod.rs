@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
+use crate::time::observed::Seen;
 
 #[cfg(feature = "backup")]
 pub(crate) use foreign::sorted;
@@ -50,6 +51,11 @@ pub(crate) struct Keyring {
     pub(crate) audit_entries: u64,
     #[serde(with = "crate::id::hex_array")]
     pub(crate) audit_hash: [u8; 32],
+    /// Time of the last audit entry, milliseconds since 1970: no later one has an earlier time.
+    pub(crate) audit_at: u64,
+    /// What was seen of time when this generation was written. While the keyring is being changed
+    /// it is the present.
+    pub(crate) time: Seen,
     /// Writes to the database that became true with this keyring: they are made again at each
     /// open until a later generation knows them to be durable.
     pub(crate) outbox: Vec<Owed>,
@@ -117,9 +123,11 @@ pub(crate) struct VersionEntry {
     pub(crate) material: Option<KeyMaterial>,
     /// Milliseconds since 1970.
     pub(crate) created: u64,
+    /// The store's observed clock then, milliseconds: its age is counted from there.
+    pub(crate) observed: u64,
     pub(crate) retired: Option<u64>,
-    /// Since when it is held before its retirement, milliseconds since 1970.
-    pub(crate) held: Option<u64>,
+    /// Whether it is held before its retirement.
+    pub(crate) held: Option<Hold>,
     /// An operator said that it may go.
     pub(crate) released: bool,
     /// Nothing sealed under it was left in the database's files when they were last searched.
@@ -128,6 +136,15 @@ pub(crate) struct VersionEntry {
     pub(crate) due: Option<(u64, Due)>,
     /// A backup says that the org had it elsewhere: it never had material here.
     pub(crate) inherited: bool,
+}
+
+/// Since when a version is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hold {
+    /// Milliseconds since 1970, for people.
+    pub(crate) since: u64,
+    /// The store's observed clock then, milliseconds: the hold is counted from there.
+    pub(crate) observed: u64,
 }
 
 /// What installing a key did.
@@ -150,6 +167,8 @@ impl Keyring {
             syncs: 0,
             audit_entries: 0,
             audit_hash: [0; 32],
+            audit_at: 0,
+            time: Seen::default(),
             outbox: Vec::new(),
             database: 0,
             roots: vec![root],
@@ -184,6 +203,7 @@ impl Keyring {
         };
         Self {
             secret: self.secret.duplicate(),
+            time: self.time.clone(),
             outbox: self.outbox.clone(),
             roots: self.roots.clone(),
             orgs: self.orgs.iter().map(copy).collect(),
@@ -238,6 +258,20 @@ impl Keyring {
         Ok(destroyed)
     }
 
+    /// Counts the time that passed by the wall clock alone, for what had begun before it. Returns
+    /// how much, in milliseconds.
+    pub(crate) fn confirm_time(&mut self) -> u64 {
+        let confirmed = self.time.confirm();
+        for version in self.orgs.iter_mut().flat_map(|org| &mut org.versions) {
+            version.observed = confirmed.moved(version.observed);
+            if let Some(hold) = &mut version.held {
+                hold.observed = confirmed.moved(hold.observed);
+            }
+        }
+        self.tokens.confirm(&confirmed);
+        confirmed.total()
+    }
+
     /// Restored orgs are whole: they are orgs like any other.
     pub(crate) fn end_restore(&mut self, orgs: &HashSet<OrgId>) {
         let ended = self.orgs.iter_mut().filter(|org| orgs.contains(&org.id));
@@ -272,7 +306,8 @@ impl Keyring {
         let suite = policy.suite();
         self.check_suite(name, suite)?;
         let version = KeyVersion::FIRST;
-        let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, now);
+        let times = (now, self.time.observed);
+        let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, times);
         self.orgs.push(OrgEntry {
             id,
             name: free.name.clone(),
@@ -304,6 +339,7 @@ impl Keyring {
         let ancestors = org.ancestors.clone();
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint, KeyOf::Org { id, ancestors: &ancestors })?;
+        let times = (now, self.time.observed);
         let org = self.org_mut(id, name)?;
         if org.newest().state != KeyState::Active {
             return Err(org.conflict("its key is suspended; resume it first"));
@@ -311,7 +347,7 @@ impl Keyring {
         let from = org.newest().version;
         let to = from.next().ok_or_else(|| org.conflict("its version numbers are used up"))?;
         org.transition(from, KeyState::DecryptOnly)?;
-        org.versions.push(VersionEntry::active(to, origin, fingerprint, material, now));
+        org.versions.push(VersionEntry::active(to, origin, fingerprint, material, times));
         Ok(Installed { from, to, fingerprint })
     }
 }
@@ -466,9 +502,9 @@ impl VersionEntry {
         origin: Origin,
         fingerprint: Fingerprint,
         material: KeyMaterial,
-        now: u64,
+        (created, observed): (u64, u64),
     ) -> Self {
-        let (material, created) = (Some(material), now);
+        let material = Some(material);
         let state = KeyState::Active;
         Self {
             version,
@@ -477,6 +513,7 @@ impl VersionEntry {
             fingerprint,
             material,
             created,
+            observed,
             retired: None,
             held: None,
             released: false,

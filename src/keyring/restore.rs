@@ -169,6 +169,7 @@ impl Keyring {
             fingerprint: v.fingerprint,
             material: None,
             created: v.created,
+            observed: 0,
             retired: Some(v.retired.unwrap_or(now)),
             held: None,
             released: false,
@@ -178,7 +179,8 @@ impl Keyring {
             inherited: true,
         };
         let mut versions: Vec<_> = history.versions.iter().map(past).collect();
-        versions.push(VersionEntry::active(version, origin, fingerprint, material, now));
+        let times = (now, self.time.observed);
+        versions.push(VersionEntry::active(version, origin, fingerprint, material, times));
         let entry = OrgEntry {
             id,
             name: name.clone(),

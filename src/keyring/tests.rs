@@ -73,7 +73,10 @@ fn suspension_withholds_customer_keys_and_takes_back_only_the_same() {
     assert!(org_mut(&mut ring).unwrap().suspend().is_err());
     ring.install(ACME, material(2), Origin::Customer, 6).unwrap();
     let org = org_mut(&mut ring).unwrap();
-    org.note(version(2), |entry| (entry.held, entry.released) = (Some(7), true)).unwrap();
+    org.note(version(2), |entry| {
+        (entry.held, entry.released) = (Some(Hold { since: 7, observed: 7 }), true);
+    })
+    .unwrap();
     assert_eq!(org.suspend().unwrap(), [version(2)]);
     assert!(org.newest().material.is_none());
     assert_eq!((org.newest().held, org.newest().released), (None, false), "it is held anew");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Keyring, encoding};
 use crate::id::{OrgId, TokenId};
 use crate::material::KeyMaterial;
+use crate::time::observed::{Confirmed, Seen};
 
 /// Ended tokens that are remembered, the newest.
 const REMEMBERED: usize = 1000;
@@ -26,6 +27,10 @@ pub(crate) struct LiveToken {
     pub(crate) org: OrgId,
     /// Milliseconds since 1970, as in the token.
     pub(crate) expires: u64,
+    /// The store's observed clock when it was made, and for how long it was to last:
+    /// milliseconds.
+    pub(crate) made: u64,
+    pub(crate) valid_for: u64,
     /// X25519 private key.
     #[serde(with = "encoding::material")]
     pub(crate) private: KeyMaterial,
@@ -45,7 +50,33 @@ enum End {
     Expired,
 }
 
+impl LiveToken {
+    /// Returns true if either clock says that its time is up: setting the wall clock back extends
+    /// no token.
+    fn is_over(&self, now: &Seen) -> bool {
+        now.wall >= self.expires || self.is_over_by_observed(now)
+    }
+
+    /// Returns true if its private half is to be destroyed. That cannot be taken back, so the wall
+    /// clock is not believed alone while it is ahead of what was observed.
+    fn is_to_end(&self, now: &Seen) -> bool {
+        let believed = now.uncounted() == 0;
+        self.is_over_by_observed(now) || (believed && now.wall >= self.expires)
+    }
+
+    fn is_over_by_observed(&self, now: &Seen) -> bool {
+        now.observed.saturating_sub(self.made) >= self.valid_for
+    }
+}
+
 impl Tokens {
+    /// Moves to where they lie on the observed clock when each was made.
+    pub(super) fn confirm(&mut self, confirmed: &Confirmed) {
+        for token in &mut self.live {
+            token.made = confirmed.moved(token.made);
+        }
+    }
+
     pub(super) fn duplicate(&self) -> Self {
         let copy = |t: &LiveToken| LiveToken { private: t.private.duplicate(), ..*t };
         Self { live: self.live.iter().map(copy).collect(), ended: self.ended.clone() }
@@ -60,8 +91,8 @@ impl Tokens {
 }
 
 impl Keyring {
-    pub(crate) fn has_expired_tokens(&self, now: u64) -> bool {
-        self.tokens.live.iter().any(|token| token.expires <= now)
+    pub(crate) fn has_expired_tokens(&self, now: &Seen) -> bool {
+        self.tokens.live.iter().any(|token| token.is_to_end(now))
     }
 
     /// Destroys the private halves of an erased org's tokens.
@@ -72,9 +103,9 @@ impl Keyring {
         }
     }
 
-    /// Destroys the private halves of the tokens that have expired.
-    pub(crate) fn expire_tokens(&mut self, now: u64) -> Vec<(TokenId, OrgId)> {
-        let due = |token: &&LiveToken| token.expires <= now;
+    /// Destroys the private halves of the tokens that have expired by now.
+    pub(crate) fn expire_tokens(&mut self) -> Vec<(TokenId, OrgId)> {
+        let due = |token: &&LiveToken| token.is_to_end(&self.time);
         let mut expired: Vec<_> =
             self.tokens.live.iter().filter(due).map(|t| (t.expires, t.id, t.org)).collect();
         expired.sort_unstable();
@@ -111,6 +142,10 @@ mod use_of_tokens {
 
         pub(crate) fn token(&self, id: TokenId) -> Result<&LiveToken> {
             if let Some(live) = self.tokens.live.iter().find(|token| token.id == id) {
+                if live.is_over(&self.time) {
+                    let expired_unix_ms = live.expires;
+                    return Err(ImportError::Expired { token: id, expired_unix_ms }.into());
+                }
                 return Ok(live);
             }
             let ended = self.tokens.ended.iter().rev().find(|token| token.id == id);
@@ -148,6 +183,7 @@ mod tests {
     use super::*;
     use crate::error::{Error, ImportError};
     use crate::keyring::OrgPolicy;
+    use crate::time::{Reading, Running};
 
     fn id(number: u32) -> TokenId {
         let mut bytes = [0; TokenId::LEN];
@@ -164,9 +200,16 @@ mod tests {
         ring
     }
 
+    /// Made when both clocks showed 0.
     fn token(number: u32, expires: u64) -> LiveToken {
         let private = KeyMaterial::take(&mut [9; 32]);
-        LiveToken { id: id(number), org: ACME, expires, private }
+        LiveToken { id: id(number), org: ACME, expires, made: 0, valid_for: expires, private }
+    }
+
+    fn at(wall: u64, observed: u64) -> Seen {
+        let mut seen = Seen::default();
+        (seen.wall, seen.observed) = (wall, observed);
+        seen
     }
 
     fn refusal(ring: &Keyring, number: u32) -> ImportError {
@@ -183,16 +226,44 @@ mod tests {
         for (number, expires) in [(1, 100), (2, 100), (3, 99), (4, 101)] {
             ring.add_token("acme", token(number, expires)).unwrap();
         }
-        assert!(!ring.has_expired_tokens(98));
-        assert!(ring.expire_tokens(98).is_empty());
+        ring.time = at(98, 98);
+        assert!(!ring.has_expired_tokens(&ring.time));
+        assert!(ring.expire_tokens().is_empty());
         ring.use_token(id(1), 98);
-        assert!(ring.has_expired_tokens(100));
-        assert_eq!(ring.expire_tokens(100), [(id(3), ACME), (id(2), ACME)]);
+        ring.time = at(100, 100);
+        assert!(ring.has_expired_tokens(&ring.time));
+        assert_eq!(ring.expire_tokens(), [(id(3), ACME), (id(2), ACME)]);
         assert_eq!(refusal(&ring, 1), ImportError::Used { token: id(1), used_unix_ms: 98 });
         assert_eq!(refusal(&ring, 2), ImportError::Expired { token: id(2), expired_unix_ms: 100 });
         assert_eq!(refusal(&ring, 5), ImportError::Unknown { token: id(5) });
         assert_eq!(ring.token(id(4)).unwrap().expires, 101);
         assert_eq!(ring.tokens.live.len(), 1, "the private halves are gone");
+    }
+
+    /// Either clock ends its use; setting the wall clock ahead does not destroy it.
+    #[test]
+    fn a_token_ends_by_whichever_clock_is_further() {
+        let mut ring = ring();
+        for number in 1..=2 {
+            ring.add_token("acme", token(number, 100)).unwrap();
+        }
+        // The wall clock was set back: what was observed counts.
+        ring.time = at(3, 99);
+        assert!(ring.token(id(1)).is_ok());
+        ring.time = at(3, 100);
+        assert_eq!(refusal(&ring, 1), ImportError::Expired { token: id(1), expired_unix_ms: 100 });
+        assert!(ring.has_expired_tokens(&ring.time));
+        // It was set ahead: refused, and good again once it is set back.
+        let now = |wall, ms| Reading { wall, running: Running { ms, boot: None } };
+        let seen = Seen::first(now(0, 0));
+        ring.time = seen.clone().watched(now(1 << 40, 1)).0;
+        assert!(ring.time.uncounted() > 0);
+        assert_eq!(refusal(&ring, 1), ImportError::Expired { token: id(1), expired_unix_ms: 100 });
+        assert!(ring.expire_tokens().is_empty());
+        ring.time = ring.time.clone().watched(now(2, 2)).0;
+        assert!(ring.token(id(1)).is_ok());
+        ring.time = ring.time.clone().watched(now(100, 100)).0;
+        assert_eq!(ring.expire_tokens().len(), 2);
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::failpoint;
 use crate::id::{Due, KeyState, KeyVersion, Origin};
 use crate::keyring::OrgEntry;
 use crate::material::KeyMaterial;
-use crate::time::now_unix_ms;
 
 /// What was found due, to be acted on only while it is still the newest.
 #[derive(Clone, Copy)]
@@ -59,27 +58,30 @@ impl Rotations {
         match found.rotates {
             true => {
                 let material = KeyMaterial::generate()?;
-                let note =
-                    |entry: &mut OrgEntry, drafts: &mut Vec<Draft>| note(org, found, entry, drafts);
+                let now = self.engine.clock.wall()?;
+                let note = |entry: &mut OrgEntry, drafts: &mut Vec<Draft>| {
+                    note(org, (found, now), entry, drafts)
+                };
                 self.engine.install_if(org, material, Origin::Platform, note)?;
                 self.wake(org);
                 Ok(())
             }
             false => self.engine.change(None, |keyring, drafts| {
-                note(org, found, keyring.org_mut(org.id, &org.name)?, drafts)
+                let now = keyring.time.wall;
+                note(org, (found, now), keyring.org_mut(org.id, &org.name)?, drafts)
             }),
         }
     }
 }
 
 fn due(engine: &Engine, org: &OrgState) -> Option<Found> {
-    let (rotate_after, created, version, rotates) = engine.with_keyring(|keyring| {
+    let (rotate_after, observed, version, rotates) = engine.with_keyring(|keyring| {
         let entry = keyring.entry(org.id)?;
         let newest = entry.newest();
-        Some((entry.policy.rotate_after(), newest.created, newest.version, rotates(entry)))
+        Some((entry.policy.rotate_after(), newest.observed, newest.version, rotates(entry)))
     })?;
     let (records, bytes) = org.gate.snapshot().slot(version)?.counters.usage.read();
-    let age = Duration::from_millis(now_unix_ms().saturating_sub(created));
+    let age = Duration::from_millis(engine.clock.observed().saturating_sub(observed));
     Some(Found { version, rotates, why: rotate_after.due(age, records, bytes)? })
 }
 
@@ -89,7 +91,12 @@ fn rotates(org: &OrgEntry) -> bool {
 }
 
 /// Once for each key: in the audit log, and in its status until a new key comes.
-fn note(org: &OrgState, found: Found, entry: &mut OrgEntry, drafts: &mut Vec<Draft>) -> Result<()> {
+fn note(
+    org: &OrgState,
+    (found, now): (Found, u64),
+    entry: &mut OrgEntry,
+    drafts: &mut Vec<Draft>,
+) -> Result<()> {
     let Found { version, why, .. } = found;
     if entry.newest().version != version {
         return Err(entry.conflict("another key was installed meanwhile"));
@@ -98,7 +105,7 @@ fn note(org: &OrgState, found: Found, entry: &mut OrgEntry, drafts: &mut Vec<Dra
         return Ok(());
     }
     let fingerprint = entry.newest().fingerprint;
-    entry.note(version, |v| v.due = Some((now_unix_ms(), why)))?;
+    entry.note(version, |v| v.due = Some((now, why)))?;
     let draft = Draft::new(AuditEvent::RotationDue { why }).org(&org.name, org.id);
     drafts.push(draft.key(version, fingerprint));
     Ok(())

@@ -1,21 +1,19 @@
 //! Which versions may go now, which are held first: the policy's word before a retirement.
 
-use std::time::Duration;
-
 use crate::audit::{AuditEvent, Draft};
 use crate::engine::{Engine, OrgState};
 use crate::error::Result;
 use crate::id::KeyVersion;
-use crate::keyring::OrgEntry;
+use crate::keyring::{Hold, OrgEntry};
 use crate::policy::RetirePolicy;
-use crate::time::now_unix_ms;
+use crate::time::millis;
 
 /// What the policy says of versions under which no record is left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) go: Vec<KeyVersion>,
-    /// Held, with the time at which the hold ends (milliseconds since 1970), or until an
-    /// operator lets them go.
+    /// Held, until the store's observed clock shows so many milliseconds, or until an operator
+    /// lets them go.
     pub(super) held: Vec<(KeyVersion, Option<u64>)>,
 }
 
@@ -31,11 +29,13 @@ impl Verdict {
     }
 }
 
-/// The rule alone. `broken` says how often a held version was needed.
+/// The rule alone, at `now` on the store's observed clock: no setting of a clock ends a hold.
+/// `broken` says whether a held version was needed.
 fn judge(entry: &OrgEntry, versions: &[KeyVersion], broken: bool, now: u64) -> Verdict {
     let mut verdict = Verdict::default();
     for version in versions.iter().filter_map(|version| entry.version(*version)) {
-        let since = version.held.filter(|_| !broken).unwrap_or(now);
+        let hold = version.held.filter(|_| !broken);
+        let since = hold.map_or(now, |hold| hold.observed);
         let until = match entry.policy.retire() {
             RetirePolicy::Immediate => Some(now),
             RetirePolicy::AfterHold(hold) => Some(since.saturating_add(millis(hold))),
@@ -57,7 +57,7 @@ pub(super) fn hold(engine: &Engine, org: &OrgState, versions: &[KeyVersion]) -> 
     let slots = || versions.iter().filter_map(|version| keys.slot(*version));
     let times = slots().map(|slot| slot.counters.take_would_have_failed()).sum::<u64>();
     let broken = times > 0;
-    let now = now_unix_ms();
+    let now = engine.clock.observed();
     let (verdict, fresh) = engine.with_keyring(|keyring| match keyring.entry(org.id) {
         Some(entry) => {
             let verdict = judge(entry, versions, broken, now);
@@ -74,13 +74,14 @@ pub(super) fn hold(engine: &Engine, org: &OrgState, versions: &[KeyVersion]) -> 
         return Ok(verdict);
     }
     let noted = engine.change(None, |keyring, drafts| {
+        let hold = Hold { since: keyring.time.wall, observed: keyring.time.observed };
         let entry = keyring.org_mut(org.id, &org.name)?;
         if broken {
             let event = AuditEvent::HoldBroken { times };
             drafts.push(Draft::new(event).org(&org.name, org.id));
         }
         for &version in &fresh {
-            entry.note(version, |v| (v.held, v.released) = (Some(now), false))?;
+            entry.note(version, |v| (v.held, v.released) = (Some(hold), false))?;
             let fingerprint = entry.version(version).map(|v| v.fingerprint);
             let draft = Draft::new(AuditEvent::KeyHeld).org(&org.name, org.id);
             drafts.push(Draft { version: Some(version), fingerprint, ..draft });
@@ -117,12 +118,10 @@ pub(crate) fn release(engine: &Engine, org: &OrgState) -> Result<Vec<KeyVersion>
     })
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::id::{OrgId, Origin};
     use crate::keyring::{Keyring, OrgPolicy};
@@ -155,6 +154,8 @@ mod tests {
         ] {
             let (mut ring, version) = entry(policy);
             let org = ring.org_mut(ACME.0, ACME.1).unwrap();
+            // When that was by the wall clock matters nothing.
+            let held = held.map(|observed| Hold { since: 0, observed });
             org.note(version, |v| (v.held, v.released) = (held, released)).unwrap();
             let verdict = judge(org, &[version], broken, 10_000);
             let found = match (&verdict.go[..], &verdict.held[..]) {

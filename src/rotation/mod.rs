@@ -32,6 +32,7 @@ use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::storage::Space;
+use crate::time::{plain, rfc3339};
 
 pub(crate) use count::HeaderCount;
 use governor::Missed;
@@ -77,6 +78,8 @@ struct Report {
     progress: Progress,
     /// Why the rotation cannot end; cleared when it is resumed.
     blocked: Option<Error>,
+    /// When a hold ends, on the store's observed clock, milliseconds.
+    held_until: Option<u64>,
     /// Which waking it comes after.
     woken: u64,
 }
@@ -230,7 +233,11 @@ impl Rotations {
 
     pub(crate) fn progress(&self, org: &OrgState) -> Option<Progress> {
         let mut board = self.board();
-        let mut progress = board.reports.get(&org.id)?.progress.clone();
+        let report = board.reports.get(&org.id)?;
+        let mut progress = report.progress.clone();
+        if let Some(until) = report.held_until {
+            progress.reason = Some(self.held(until));
+        }
         if progress.phase != Phase::Done {
             board.asked.insert(org.id);
         }
@@ -238,6 +245,18 @@ impl Rotations {
             progress.warning = board.missed.as_ref().map(ToString::to_string);
         }
         Some(progress)
+    }
+
+    /// How long a hold still lasts, for people: the time of its end holds only if the store stays
+    /// open until then and no clock is set.
+    fn held(&self, until: u64) -> String {
+        let left = until.saturating_sub(self.engine.clock.observed());
+        let wall = self.engine.clock.wall();
+        let end = wall.map_or_else(
+            |_| String::new(),
+            |wall| format!(", until {} at the earliest", rfc3339(wall.saturating_add(left))),
+        );
+        format!("the old key is held for {} of observed time{end}", plain(left))
     }
 
     /// Whether the records that its rotation has left are worth counting.
@@ -275,14 +294,15 @@ impl Rotations {
         // Somebody did something about it meanwhile, which the worker has yet to see.
         let woken = old.map_or(0, |old| old.woken);
         let blocked = report.blocked.filter(|_| report.woken == woken);
-        board.reports.insert(org, Report { progress, blocked, woken });
+        let held_until = report.held_until;
+        board.reports.insert(org, Report { progress, blocked, held_until, woken });
         self.changed.notify_all();
     }
 }
 
 impl Report {
     fn queued(org: &str) -> Self {
-        Self { progress: Progress::queued(org), blocked: None, woken: 0 }
+        Self { progress: Progress::queued(org), blocked: None, held_until: None, woken: 0 }
     }
 }
 

@@ -8,7 +8,6 @@ use crate::engine::{Claim, Engine, OrgState};
 use crate::error::Result;
 use crate::failpoint;
 use crate::id::{KeyVersion, Suite};
-use crate::time::now_unix_ms;
 
 /// Proof that after a clean pass an independent scan found no record under these.
 pub(super) struct CountedZero {
@@ -69,7 +68,6 @@ pub(super) fn retire(
     let _span = tracing::info_span!("retire", versions = ?proof.versions).entered();
     failpoint::reach("retire.synced", &org.name);
     let CountedZero { pass, versions, suite } = proof;
-    let now = now_unix_ms();
     let count = |of: &dyn Fn(KeyVersion, Suite) -> bool| {
         rewritten.iter().filter(|&(&(v, s), _)| of(v, s)).map(|(_, count)| count).sum()
     };
@@ -80,6 +78,7 @@ pub(super) fn retire(
             records_verified: pass.records,
             ..Claim::new(kind, org.id, version, successor)
         };
+        let now = keyring.time.wall;
         let entry = keyring.org_mut(org.id, &org.name)?;
         let mut claims = Vec::new();
         for &version in &versions {

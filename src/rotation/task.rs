@@ -19,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId, Suite};
 use crate::storage::Space;
-use crate::time::{now_unix_ms, rfc3339};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -50,7 +49,7 @@ enum Stage {
         zero: CountedZero,
         records: u64,
     },
-    /// Until a time, milliseconds since 1970; and what goes only by hand.
+    /// Until a time on the store's observed clock, milliseconds; and what goes only by hand.
     Held {
         until: Option<u64>,
         by_hand: Option<KeyVersion>,
@@ -151,9 +150,10 @@ impl Task {
             Stage::Blocked { .. } => Ok(Step::Idle(None)),
             Stage::Held { until: None, .. } => Ok(Step::Idle(None)),
             Stage::Held { until: Some(until), .. } => {
-                let left = Duration::from_millis(until.saturating_sub(now_unix_ms()));
+                let left = until.saturating_sub(engine.clock.observed());
+                let left = Duration::from_millis(left);
                 if !left.is_zero() {
-                    // Looks again now and then: this machine's clock may be set meanwhile.
+                    // Looks again now and then: what waits here does not count sleep.
                     return Ok(Step::Idle(Some(now + left.min(LONGEST_RETRY))));
                 }
                 self.start_pass();
@@ -390,7 +390,7 @@ impl Task {
             total: surveyed,
             ..Progress::queued(&self.org.name)
         };
-        let mut blocked = None;
+        let (mut blocked, mut held_until) = (None, None);
         match &self.stage {
             Stage::Rewriting(pass) => {
                 progress.phase = Phase::Rewriting;
@@ -416,10 +416,7 @@ impl Task {
                         progress.reason = Some(why.to_string());
                         blocked = Some(why);
                     }
-                    (until, _) => {
-                        let until = rfc3339(until.unwrap_or_default());
-                        progress.reason = Some(format!("the old key is held until {until}"));
-                    }
+                    (until, _) => held_until = *until,
                 }
             }
             Stage::Erasing(deletion) => {
@@ -441,7 +438,7 @@ impl Task {
                 progress.scanned = *records;
             }
         }
-        Report { progress, blocked, woken: self.woken }
+        Report { progress, blocked, held_until, woken: self.woken }
     }
 }
 

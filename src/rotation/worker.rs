@@ -13,7 +13,6 @@ use super::task::{Step, Task};
 use super::thread::{Work, stand_back};
 use super::throttle::{Limits, Pace, Throttle};
 use super::{Command, Rotations};
-use crate::time::now_unix_ms;
 
 struct Coordinator<'a> {
     shared: &'a Rotations,
@@ -222,14 +221,16 @@ impl Coordinator<'_> {
             self.shared.miss(None, false);
             return;
         }
-        let tasks = &self.tasks;
+        let (tasks, clock) = (&self.tasks, &self.shared.engine.clock);
         let changed = self.governor.look(now, throttle, self.workers, |window| Seen {
             taken: window.map(|_| latency.take()).unwrap_or_default(),
             left: tasks.iter().map(Task::left).sum(),
             rate: tasks.iter().filter_map(Task::rate).reduce(|a, b| a + b),
-            time_left: throttle
-                .finish_by_unix_ms()
-                .map(|end| Duration::from_millis(end.saturating_sub(now_unix_ms()))),
+            time_left: throttle.finish_by_unix_ms().map(|end| {
+                // Before 1970 nothing is near.
+                let now = clock.wall().unwrap_or_default();
+                Duration::from_millis(end.saturating_sub(now))
+            }),
         });
         self.shared.miss(self.governor.missed(), changed);
     }

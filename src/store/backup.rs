@@ -31,7 +31,6 @@ use crate::keyring::Keyring;
 use crate::material::KeyMaterial;
 use crate::org::Org;
 use crate::text::{cut, printable};
-use crate::time::now_unix_ms;
 
 type Tell<'a> = dyn FnMut(&str, u64) + 'a;
 
@@ -318,7 +317,7 @@ impl<W: Write> Making<'_, W> {
         };
         Ok(Manifest {
             store: keyring.store,
-            at: now_unix_ms(),
+            at: self.plan.engine.clock.wall()?,
             is_whole: self.plan.only.is_empty(),
             orgs: self.parts.iter().map(part).collect::<Result<Vec<_>>>()?,
             left_out: self.left_out.clone(),

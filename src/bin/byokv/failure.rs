@@ -105,6 +105,7 @@ impl Failure {
                 Error::CertificateInvalid { .. } => "certificate_invalid",
                 Error::AuditBroken { .. } => "audit_broken",
                 Error::RandomUnavailable { .. } => "random_unavailable",
+                Error::ClockBefore1970 => "clock_before_1970",
                 Error::SuiteNotApproved { .. } => "suite_not_approved",
                 Error::SuiteNotBuilt { .. } => "suite_not_built",
                 Error::FipsModuleMissing => "fips_module_missing",

@@ -1,7 +1,7 @@
 //! `byokv key import-token` and `byokv key wrap`: a key that never travels in plain.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use byokv::{ImportToken, SealedKey};
 use clap::Args;
@@ -54,8 +54,7 @@ impl MakeToken {
 impl Wrap {
     pub(super) fn run(self, ui: Ui) -> Result {
         let token: ImportToken = self.token.parse()?;
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        if now >= Duration::from_millis(token.expires_unix_ms()) {
+        if token.has_expired()? {
             let at = ui::time(token.expires_unix_ms());
             ui.warn(format_args!("by the clock of this machine the token expired at {at}"));
         }

@@ -2,29 +2,39 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::AuditEvent;
 use crate::engine::Engine;
 use crate::engine::tests::engine as open;
 use crate::error::{Error, ImportError};
+use crate::failpoint::Clock;
 use crate::id::TokenId;
 use crate::import::ImportToken;
 use crate::keyring::OrgPolicy;
 use crate::material::KeyMaterial;
-use crate::time::now_unix_ms;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const MINUTE_MS: u64 = 60_000;
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn key() -> KeyMaterial {
     KeyMaterial::generate().unwrap()
 }
 
-/// A token that was made so long ago.
-fn made(engine: &Engine, ago_ms: u64) -> ImportToken {
+/// A token for a minute.
+fn made(engine: &Engine) -> ImportToken {
     let org = engine.org("acme").unwrap();
-    engine.import_token(&org, MINUTE, now_unix_ms() - ago_ms).unwrap()
+    engine.import_token(&org, MINUTE).unwrap()
+}
+
+/// A store with an org, and its clock.
+fn begun(dir: &Path) -> (Arc<Engine>, Clock) {
+    let clock = Clock::set_for(dir);
+    let engine = open(dir);
+    engine.create_org("acme", OrgPolicy::byok()).unwrap();
+    (engine, clock)
 }
 
 fn refusal(engine: &Engine, token: &ImportToken) -> ImportError {
@@ -61,13 +71,14 @@ fn expired(token: &ImportToken) -> ImportError {
 #[test]
 fn the_last_millisecond_and_the_one_after() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(&dir.path().join("data"));
-    engine.create_org("acme", OrgPolicy::byok()).unwrap();
-    let token = made(&engine, 0);
-    let end = token.expires_unix_ms();
-    engine.expire_tokens(end - 1).unwrap();
+    let (engine, clock) = begun(&dir.path().join("data"));
+    let token = made(&engine);
+    assert_eq!(token.expires_unix_ms(), u64::try_from(clock.wall()).unwrap() + 60_000);
+    clock.pass(MINUTE - MILLISECOND);
+    engine.expire_tokens().unwrap();
     assert!(is_live(&engine, token.id()));
-    engine.expire_tokens(end).unwrap();
+    clock.pass(MILLISECOND);
+    engine.expire_tokens().unwrap();
     assert_eq!(refusal(&engine, &token), expired(&token));
     assert_eq!(expired_in_audit(&engine), [token.id()]);
 }
@@ -79,7 +90,7 @@ fn a_key_that_is_not_random_spends_the_token_only_where_none_is_expected() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(&dir.path().join("data"));
     let org = engine.create_org("acme", OrgPolicy::byok()).unwrap();
-    let token = made(&engine, 0);
+    let token = made(&engine);
     let weak = token.seal(&KeyMaterial::take(&mut [1; 32])).unwrap();
     let announced = key();
     let expected = Some(announced.fingerprint());
@@ -90,7 +101,7 @@ fn a_key_that_is_not_random_spends_the_token_only_where_none_is_expected() {
     engine.provision_sealed(&org, &weak, expected).unwrap_err();
     assert_eq!(engine.with_keyring(|k| k.audit_entries), audited + 1);
     engine.provision_sealed(&org, &token.seal(&announced).unwrap(), expected).unwrap();
-    let token = made(&engine, 0);
+    let token = made(&engine);
     let weak = token.seal(&KeyMaterial::take(&mut [1; 32])).unwrap();
     let refused = engine.provision_sealed(&org, &weak, None);
     assert!(matches!(refused, Err(Error::Import(ImportError::NotRandom(_)))), "{refused:?}");
@@ -102,9 +113,9 @@ fn looking_changes_nothing_while_nothing_has_expired() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(&dir.path().join("data"));
     engine.create_org("acme", OrgPolicy::byok()).unwrap();
-    made(&engine, 0);
+    made(&engine);
     let generation = engine.with_keyring(|keyring| keyring.generation);
-    engine.expire_tokens(now_unix_ms()).unwrap();
+    engine.expire_tokens().unwrap();
     assert_eq!(engine.with_keyring(|keyring| keyring.generation), generation);
 }
 
@@ -112,12 +123,14 @@ fn looking_changes_nothing_while_nothing_has_expired() {
 #[test]
 fn any_change_of_the_keyring_ends_what_has_expired() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(&dir.path().join("data"));
-    engine.create_org("acme", OrgPolicy::byok()).unwrap();
-    let (one, two) = (made(&engine, 2 * MINUTE_MS), made(&engine, MINUTE_MS + 1));
+    let (engine, clock) = begun(&dir.path().join("data"));
+    let one = made(&engine);
+    clock.pass(MINUTE);
+    let two = made(&engine);
     // Making the second ended the first.
     assert!(!is_live(&engine, one.id()));
     assert!(is_live(&engine, two.id()));
+    clock.pass(MINUTE);
     assert_eq!(refusal(&engine, &two), expired(&two));
     assert!(!is_live(&engine, two.id()));
     assert_eq!(expired_in_audit(&engine), [one.id(), two.id()]);
@@ -127,12 +140,14 @@ fn any_change_of_the_keyring_ends_what_has_expired() {
 fn opening_ends_what_expired_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let engine = open(&data);
-    engine.create_org("acme", OrgPolicy::byok()).unwrap();
-    let (live, dead) = (made(&engine, 0), made(&engine, MINUTE_MS + 1));
+    let (engine, clock) = begun(&data);
+    let dead = made(&engine);
+    clock.pass(MINUTE / 2);
+    let live = made(&engine);
     assert!(is_live(&engine, dead.id()));
     engine.close().unwrap();
     drop(engine);
+    clock.pass(MINUTE / 2);
     let engine = open(&data);
     assert!(is_live(&engine, live.id()));
     assert!(!is_live(&engine, dead.id()));

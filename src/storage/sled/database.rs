@@ -6,7 +6,7 @@ use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 
@@ -22,6 +22,7 @@ use super::keys::escape;
 use super::{settings, sums, tail};
 use crate::disk::access;
 use crate::error::{Error, Result};
+use crate::time::{distinct_nanos, machine_wall};
 
 /// In `system`, without a meaning of its own: written where sled has to write something.
 pub(super) const OPENED_KEY: &[u8] = b"opened";
@@ -33,8 +34,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// sled writes nothing where the value is the one that is there.
 fn another_value() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let nanos = distinct_nanos();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     [nanos, count].map(u64::to_be_bytes).concat()
 }
@@ -171,6 +171,8 @@ impl Database {
             return Err(Error::RolledBack { what, syncs: None });
         }
         tail::prepare(dir, segment).map_err(preparing)?;
+        // sled panics where it makes its settings before 1970.
+        machine_wall()?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(options.cache_bytes)
