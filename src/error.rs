@@ -252,6 +252,14 @@ pub enum Error {
         /// Why, and what to do.
         why: String,
     },
+    /// A file or pipe that a key was to come from.
+    #[error("{}: {}; nothing was changed", text::path(.file), clean(.why))]
+    KeyFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
     /// The root key is not the one that wraps this keyring.
     #[error(
         "wrong root key: this store is wrapped by {expected}, the key given is {given}; the data \

@@ -76,7 +76,7 @@ pub use id::{
 #[cfg(feature = "import")]
 pub use import::{ImportToken, SealedKey};
 pub use keyring::root::{RootKey, RootKeyProvider};
-pub use keyring::{NamePolicy, OrgPolicy};
+pub use keyring::{KeyFile, NamePolicy, OrgPolicy};
 pub use material::KeyMaterial;
 pub use observe::{Census, ClockStatus, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};

@@ -1,5 +1,7 @@
 //! Key material: 32 secret bytes. Parsed strictly, filled in place, wiped on drop.
 
+mod form;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -46,7 +48,6 @@ pub struct KeyMaterial(Box<[u8; 32]>);
 impl KeyMaterial {
     /// Length of key material, bytes.
     pub const LEN: usize = 32;
-    const SYMBOLS: usize = 43;
 
     /// Takes 32 fresh bytes from the operating system's random source.
     ///
@@ -83,13 +84,29 @@ impl KeyMaterial {
     /// # Errors
     /// [`Error::KeyMaterial`] tells what is wrong, and never any of the symbols.
     pub fn from_base64(text: &str) -> Result<Self> {
-        let line = text.strip_suffix('\n').unwrap_or(text);
-        let line = line.strip_suffix('\r').unwrap_or(line).as_bytes();
+        Self::from_base64_bytes(text.as_bytes())
+    }
+
+    /// Like [`from_base64`](Self::from_base64), for what was read from a file or a pipe and may be
+    /// no text at all.
+    ///
+    /// ```
+    /// use byokv::{Error, KeyMaterial, KeyMaterialError};
+    ///
+    /// let refused = KeyMaterial::from_base64_bytes(b"\xff\xfe+\0D\0s\0").unwrap_err();
+    /// assert!(matches!(refused, Error::KeyMaterial(KeyMaterialError::Utf16)));
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::KeyMaterial`] tells what it looks like, and never any of the symbols.
+    pub fn from_base64_bytes(text: &[u8]) -> Result<Self> {
+        let line = text.strip_suffix(b"\n").unwrap_or(text);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let mut material = Self::zeroed();
         let decoded = Base64::decode(line, material.0.as_mut_slice()).map(<[u8]>::len);
         match decoded {
             Ok(Self::LEN) => material.plausible(),
-            _ => Err(diagnose(line).into()),
+            _ => Err(form::diagnose(text).into()),
         }
     }
 
@@ -110,11 +127,12 @@ impl KeyMaterial {
         material
     }
 
-    /// The check value that may be shown. With openssl, for a key in `key.b64`:
+    /// The check value that may be shown: the first 16 bytes of HMAC-SHA-256 under the key. With
+    /// Python, for a key in `key.b64`, which is read from stdin and so is in no process's arguments:
     ///
     /// ```text
-    /// printf 'byokv fingerprint v1' | openssl dgst -sha256 -mac HMAC \
-    ///   -macopt hexkey:$(base64 -d key.b64 | od -An -v -tx1 | tr -d ' \n') | sed 's/.*= //' | cut -c1-32
+    /// python3 -c 'import base64, hmac, sys; print(hmac.digest(base64.b64decode(sys.stdin.read()),
+    ///   b"byokv fingerprint v1", "sha256")[:16].hex())' < key.b64
     /// ```
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
@@ -250,29 +268,6 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<()> {
         .map_err(|error| Error::RandomUnavailable { why: error.to_string() })
 }
 
-/// Why `line` is not the base64 of 32 bytes.
-fn diagnose(line: &[u8]) -> KeyMaterialError {
-    let symbols = line.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
-    let padding = line.len() - symbols;
-    for (index, &symbol) in line.iter().enumerate() {
-        let position = index + 1;
-        match symbol {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'=' => {}
-            b'-' | b'_' => return KeyMaterialError::UrlSafe { position },
-            _ => return KeyMaterialError::Alphabet { position },
-        }
-    }
-    if line[..symbols].contains(&b'=') {
-        KeyMaterialError::Padding
-    } else if symbols != KeyMaterial::SYMBOLS {
-        KeyMaterialError::WrongLength { bytes: symbols * 3 / 4 }
-    } else if padding != 1 {
-        KeyMaterialError::Padding
-    } else {
-        KeyMaterialError::TrailingBits
-    }
-}
-
 /// What shows that `bytes` did not come from a random generator. Of truly random keys
 /// fewer than one in 10¹² is refused.
 fn implausible(bytes: &[u8; 32]) -> Option<KeyMaterialError> {
@@ -323,7 +318,7 @@ mod tests {
     fn says_what_is_wrong_with_a_text() {
         use KeyMaterialError::*;
         let cases: &[(&str, KeyMaterialError)] = &[
-            ("", WrongLength { bytes: 0 }),
+            ("", Empty),
             ("=", WrongLength { bytes: 0 }),
             ("AAAA", WrongLength { bytes: 3 }),
             (&GOOD[4..], WrongLength { bytes: 29 }),
@@ -334,9 +329,9 @@ mod tests {
             (&GOOD.replacen('+', "-", 1), UrlSafe { position: 1 }),
             (&GOOD.replacen('/', "_", 1), UrlSafe { position: 4 }),
             (&GOOD.replacen('5', "!", 1), Alphabet { position: 5 }),
-            (&format!(" {GOOD}"), Alphabet { position: 1 }),
-            (&format!("{GOOD} "), Alphabet { position: 45 }),
-            (&format!("{GOOD}\n\n"), Alphabet { position: 45 }),
+            (&format!(" {GOOD}"), Whitespace { position: 1 }),
+            (&format!("{GOOD} "), Whitespace { position: 45 }),
+            (&format!("{GOOD}\n\n"), Whitespace { position: 45 }),
             (&GOOD.replacen('5', "é", 1), Alphabet { position: 5 }),
             (&GOOD.replace("0=", "1="), TrailingBits),
         ];
@@ -418,9 +413,9 @@ mod tests {
         );
     }
 
-    /// The value that the openssl line in the docs of `fingerprint` prints for `GOOD`.
+    /// The value that the line in the docs of `fingerprint` prints for `GOOD`.
     #[test]
-    fn fingerprint_is_what_openssl_computes() {
+    fn fingerprint_is_what_others_compute() {
         let key = KeyMaterial::from_base64(GOOD).unwrap();
         let text = "0846f66a2cc1aa4c2ccfbf83104049a4";
         assert_eq!(key.fingerprint().to_string(), text);

@@ -169,7 +169,7 @@ fn key_files_are_private_and_made_once() {
     assert_eq!(mode(&shell.path("two.key")), 0o600);
     assert_eq!(shell.refused("org list", b"").0, 5);
     shell.fine("--root-key-file two.key org list");
-    fs::set_permissions(shell.path("two.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(shell.path("two.key"), fs::Permissions::from_mode(0o660)).unwrap();
     let (code, error) = shell.refused("--root-key-file two.key org list", b"");
     assert!(code == 5 && error.contains("chmod 600"), "{error}");
 }

@@ -121,6 +121,8 @@ fn a_root_key_file_is_for_its_owner_alone() {
     let text = key_text();
     fs::write(&path, format!("{text}\n")).unwrap();
     let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    // Where others may write: `tests/keyfiles.rs` has where they may not.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     for open in [0o644, 0o640, 0o604, 0o620] {
         mode(open);
         let refused = RootKey::from_file(&path).unwrap_err();
@@ -130,7 +132,9 @@ fn a_root_key_file_is_for_its_owner_alone() {
     mode(0o600);
     let root = RootKey::from_file(&path).unwrap();
     assert_eq!(root.fingerprint(), material(&text).fingerprint());
-    for (content, said) in [("", "0 came"), ("AAAA\n", "3 came"), (&"x".repeat(9000), "one key")] {
+    for (content, said) in
+        [("", "it is empty"), ("AAAA\n", "3 came"), (&"x".repeat(9000), "one key")]
+    {
         fs::write(&path, content).unwrap();
         let refused = RootKey::from_file(&path).unwrap_err();
         assert!(refused.to_string().contains(said), "{refused}");

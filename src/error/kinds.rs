@@ -61,6 +61,7 @@ impl Error {
             Self::KeyRetired { .. }
                 | Self::KeySuspended { .. }
                 | Self::RootKeyUnavailable { .. }
+                | Self::KeyFile { .. }
                 | Self::RootKeyWrong { .. }
         )
     }

@@ -10,6 +10,70 @@ pub enum KeyMaterialError {
         /// How many bytes came.
         bytes: usize,
     },
+    /// Nothing, or only white space.
+    #[error("it is empty; one line is needed, as `openssl rand -base64 32` prints it")]
+    Empty,
+    /// Digits of hex.
+    #[error(
+        "it looks like {bytes} bytes in hex; 32 bytes in base64 are needed: `xxd -r -p FILE | base64`"
+    )]
+    Hex {
+        /// How many bytes the digits stand for.
+        bytes: usize,
+    },
+    /// A key or certificate in PEM.
+    #[error(
+        "it looks like PEM, which holds a key of another kind; make 32 random bytes with \
+         `openssl rand -base64 32`"
+    )]
+    Pem,
+    /// A line of a settings file.
+    #[error(
+        "it looks like NAME=KEY or NAME: KEY; the key must stand alone in its file or variable"
+    )]
+    Assignment,
+    /// UTF-16, with or without a byte order mark.
+    #[error(
+        "it looks like UTF-16, which `>` writes in Windows PowerShell; write it as ASCII: \
+         `Set-Content -Encoding ascii FILE`"
+    )]
+    Utf16,
+    /// A byte order mark of UTF-8 before the key.
+    #[error("it begins with a byte order mark; save it as UTF-8 without one, or as ASCII")]
+    ByteOrderMark,
+    /// Quotation marks around the key.
+    #[error("it is in quotation marks; the key must stand without them")]
+    Quoted,
+    /// The bytes themselves.
+    #[error("it looks like 32 raw bytes; base64 is needed: `base64 < FILE`")]
+    RawBytes,
+    /// Other bytes that are no text.
+    #[error(
+        "it is no text, but {bytes} other bytes; one line is needed, as `openssl rand -base64 32` \
+         prints it"
+    )]
+    Binary {
+        /// How many.
+        bytes: usize,
+    },
+    /// Several lines.
+    #[error(
+        "it has {lines} lines, and a key has one; if it was wrapped, join them: \
+         `tr -d '\\r\\n' < FILE`"
+    )]
+    Lines {
+        /// How many.
+        lines: usize,
+    },
+    /// White space before, in or after the key.
+    #[error(
+        "there is white space at position {position}; only one line end may follow the key: \
+         `tr -d '[:space:]' < FILE`"
+    )]
+    Whitespace {
+        /// Counted from 1.
+        position: usize,
+    },
     /// A symbol outside base64's alphabet (RFC 4648, section 4).
     #[error("the symbol at position {position} is not base64")]
     Alphabet {
@@ -19,7 +83,7 @@ pub enum KeyMaterialError {
     /// A symbol of base64's URL-safe alphabet (RFC 4648, section 5).
     #[error(
         "the symbol at position {position} is of the URL-safe alphabet; the standard base64 \
-         alphabet (with + and /) is needed"
+         alphabet (with + and /) is needed: `tr -- '-_' '+/' < FILE`, and one `=` at the end"
     )]
     UrlSafe {
         /// Counted from 1.

@@ -1,5 +1,6 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
+mod delivery;
 mod encoding;
 mod foreign;
 mod names;
@@ -21,6 +22,7 @@ use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
 use crate::time::observed::Seen;
 
+pub use delivery::KeyFile;
 #[cfg(feature = "backup")]
 pub(crate) use foreign::sorted;
 pub(crate) use foreign::{ForeignKeys, KeyOf};

@@ -1,8 +1,7 @@
 //! The root key, where it comes from, and the keyring file that it wraps.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use aes_gcm::Aes256Gcm;
@@ -10,12 +9,13 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::Keyring;
+use super::{KeyFile, Keyring};
 use crate::envelope::suite::SuiteKey;
-use crate::error::{Error, KeyMaterialError, Result};
+use crate::error::{Error, Result};
 use crate::id::Fingerprint;
 use crate::material::{self, KeyMaterial};
 use crate::sealed;
+use crate::text;
 
 const MAGIC: &[u8; 8] = b"byokvKR1";
 const WRAP_LABEL: &[u8] = b"byokv keyring key v1";
@@ -60,48 +60,46 @@ impl RootKey {
     /// environment is inherited by child processes and shown to the same user in `/proc`.
     ///
     /// # Errors
-    /// [`Error::RootKeyUnavailable`] if it is not set or is no key material.
+    /// [`Error::RootKeyUnavailable`] if it is not set, is empty or is no key material.
     pub fn from_env(name: &str) -> Result<Self> {
-        let text = match std::env::var(name) {
-            Ok(text) => Zeroizing::new(text),
-            Err(_) => {
-                return Err(unavailable(format!(
-                    "the environment variable {name} is not set; put the output of \
-                     `openssl rand -base64 32` there, and keep a copy where you will find it"
-                )));
-            }
-        };
+        let text = std::env::var_os(name).unwrap_or_default().into_encoded_bytes();
+        let text = Zeroizing::new(text);
+        if text.is_empty() {
+            return Err(unavailable(format!(
+                "the environment variable {name} is not set; put the output of \
+                 `openssl rand -base64 32` there, and keep a copy where you will find it"
+            )));
+        }
         Self::from_text(&text, &format!("the environment variable {name}"))
     }
 
-    /// Reads base64 key material from a file that nobody but its owner may read.
+    /// Reads base64 key material from a file that its owner alone may use, or that was delivered
+    /// as [`KeyFile`] tells, or from a pipe. Is [`from_key_file`](Self::from_key_file) with a
+    /// [`KeyFile`] on which nothing is set.
     ///
     /// # Errors
-    /// [`Error::RootKeyUnavailable`] if it cannot be read, others may read it, or it holds no
-    /// key material.
+    /// Those of [`from_key_file`](Self::from_key_file).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        const LIMIT: u64 = 4096;
-        let path = path.as_ref();
-        let failed = |e: io::Error| unavailable(format!("{}: {e}", path.display()));
-        let file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        if !meta.is_file() || meta.len() > LIMIT {
-            return Err(unavailable(format!("{} is not a file of one key", path.display())));
-        }
-        #[cfg(unix)]
-        {
-            let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(unavailable(format!(
-                    "{} may be used by others than its owner (mode {mode:03o}); run \
-                     `chmod 600` on it, and consider whether the key is still secret",
-                    path.display()
-                )));
-            }
-        }
-        let mut text = Zeroizing::new(String::with_capacity(4096));
-        file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
-        Self::from_text(&text, &path.display().to_string())
+        Self::from_key_file(&KeyFile::new(path.as_ref()))
+    }
+
+    /// Reads base64 key material from a file or a pipe.
+    ///
+    /// ```no_run
+    /// use byokv::{KeyFile, RootKey};
+    ///
+    /// let file = KeyFile::new("/run/secrets/root.key").allow_group_read();
+    /// println!("the root key is {}", RootKey::from_key_file(&file)?.fingerprint());
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RootKeyUnavailable`] if it cannot be read, others may use it, it comes too late, or
+    /// it holds no key material.
+    pub fn from_key_file(file: &KeyFile) -> Result<Self> {
+        let source = text::path(file.path());
+        let bytes = file.bytes().map_err(|why| unavailable(format!("{source}: {why}")))?;
+        Self::from_text(&bytes, &source)
     }
 
     /// Takes the key from memory.
@@ -122,16 +120,13 @@ impl RootKey {
         self.0.fingerprint()
     }
 
-    fn from_text(text: &str, source: &str) -> Result<Self> {
-        match KeyMaterial::from_base64(text) {
+    fn from_text(text: &[u8], source: &str) -> Result<Self> {
+        match KeyMaterial::from_base64_bytes(text) {
             Ok(material) => Ok(Self::from_material(material)),
-            Err(Error::KeyMaterial(KeyMaterialError::WrongLength { bytes })) => {
-                Err(unavailable(format!(
-                    "{source}: 32 bytes are needed, {bytes} came; a store that is there opens with the key \
-                     that it was made with, never with a new one"
-                )))
-            }
-            Err(Error::KeyMaterial(why)) => Err(unavailable(format!("{source}: {why}"))),
+            Err(Error::KeyMaterial(why)) => Err(unavailable(format!(
+                "{source}: {why}; a store that is there opens with the key that it was made with, \
+                 never with a new one"
+            ))),
             Err(error) => Err(error),
         }
     }

@@ -155,10 +155,10 @@ fn space(report: &mut Report, data: &Path) {
 fn space(_: &mut Report, _: &Path) {}
 
 fn root_key(report: &mut Report, context: &Context) -> bool {
-    let key = context.root_key();
+    let key = context.root_fingerprint();
     match &key {
         Ok(key) => {
-            let fingerprint = format!("fingerprint {}", key.fingerprint());
+            let fingerprint = format!("fingerprint {key}");
             match &context.global.root_key_file {
                 Some(file) => {
                     report.fine("root key", format!("{fingerprint}, from {}", file.display()));

@@ -87,6 +87,7 @@ impl Failure {
                 Error::RecordDamaged { .. } => "record_damaged",
                 Error::RotationBlocked { .. } => "rotation_blocked",
                 Error::RootKeyUnavailable { .. } => "root_key_unavailable",
+                Error::KeyFile { .. } => "key_file",
                 Error::RootKeyWrong { .. } => "root_key_wrong",
                 Error::FileDamaged { .. } => "file_damaged",
                 Error::OutsideStore { .. } => "outside_store",

@@ -18,6 +18,7 @@ mod open;
 mod org;
 mod record;
 mod restore;
+mod root;
 mod rotation;
 mod sealed;
 mod secret;
@@ -29,11 +30,13 @@ mod transfer;
 mod ui;
 mod verify;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use byokv::{OrgId, RootKey, StorePosition};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{Failure, Result};
 use ui::Ui;
@@ -70,7 +73,8 @@ struct Global {
     /// Directory of the store
     #[arg(long, global = true, value_name = "DIR", env = "BYOKV_DATA", hide_env_values = true)]
     data: Option<PathBuf>,
-    /// File of the root key, mode 0600; else the key itself is read from BYOKV_ROOT_KEY
+    /// File of the root key, mode 0600 or delivered by systemd, Kubernetes or Docker, or a pipe;
+    /// else the key itself is read from BYOKV_ROOT_KEY
     #[arg(
         long,
         global = true,
@@ -91,6 +95,25 @@ struct Global {
         hide_env_values = true
     )]
     minimum_position: Option<StorePosition>,
+    /// Take a root key file that its group may read, mode 0640 or 0440, wherever it lies
+    #[arg(
+        long,
+        global = true,
+        env = "BYOKV_ALLOW_GROUP_READ",
+        hide_env_values = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    allow_group_read: bool,
+    /// How long to wait for a root key that comes through a pipe
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        default_value = "10s",
+        hide_default_value = true,
+        value_parser = humantime::parse_duration
+    )]
+    root_key_wait: Duration,
     /// Print JSON: one object, or one for each line
     #[arg(long, global = true)]
     json: bool,
@@ -173,12 +196,13 @@ enum Command {
 struct Context {
     global: Global,
     ui: Ui,
+    root: Cell<Option<RootKey>>,
 }
 
 fn main() -> ExitCode {
     // Keys would stand in them.
     let forbidden = byokv::process::forbid_core_dumps();
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -186,7 +210,7 @@ fn main() -> ExitCode {
     if let Err(error) = forbidden {
         ui.warn(format_args!("a crash may leave keys in a core dump: {error}"));
     }
-    let context = Context { global: cli.global, ui };
+    let context = Context { global: cli.global, ui, root: Cell::new(None) };
     match run(&context, cli.command) {
         Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -194,6 +218,12 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = shell::without_empty_variables(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// Help and version are no failures; clap prints them, and in colour.
@@ -242,16 +272,5 @@ impl Context {
     fn data(&self) -> Result<&Path> {
         let missing = || Failure::Usage("name the store with --data DIR or BYOKV_DATA".to_owned());
         self.global.data.as_deref().ok_or_else(missing)
-    }
-
-    fn root_key(&self) -> Result<RootKey> {
-        const VARIABLE: &str = "BYOKV_ROOT_KEY";
-        match &self.global.root_key_file {
-            Some(file) => Ok(RootKey::from_file(file)?),
-            None if std::env::var_os(VARIABLE).is_some() => Ok(RootKey::from_env(VARIABLE)?),
-            None => Err(Failure::Usage(format!(
-                "give the root key with --root-key-file FILE or in {VARIABLE}"
-            ))),
-        }
     }
 }

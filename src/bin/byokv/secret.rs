@@ -6,7 +6,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byokv::{KeyMaterial, MAX_VALUE_LEN};
+use byokv::{KeyFile, KeyMaterial, MAX_VALUE_LEN, text};
 use rand::TryRng;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -18,23 +18,22 @@ pub(super) type Secret = Zeroizing<Vec<u8>>;
 /// As much at once as makes `Stdin` read into our buffer and not into one of its own.
 const CHUNK: usize = 64 << 10;
 
-/// A key in base64, from a file or stdin.
+/// A key in base64, from a file, a pipe or stdin.
 pub(super) fn key(ui: Ui, file: Option<&Path>) -> Result<KeyMaterial> {
     const LIMIT: u64 = 4096;
-    match file {
-        Some(path) => warn_if_shared(ui, path),
-        None if io::stdin().is_terminal() => {
+    let Some(path) = file.filter(|path| *path != Path::new("-")) else {
+        if io::stdin().is_terminal() {
             let how = "the key is read from stdin, which is a terminal that would show it; \
                        give --file FILE, or redirect stdin";
             return Err(Failure::Usage(how.to_owned()));
         }
-        None => {}
+        return Ok(KeyMaterial::from_base64_bytes(&read(None, LIMIT)?)?);
+    };
+    let file = KeyFile::new(path);
+    if let Some(why) = file.exposure()? {
+        ui.warn(format_args!("{}: {why}", text::path(path)));
     }
-    let bytes = read(file, LIMIT)?;
-    let text = str::from_utf8(&bytes).map_err(|_| {
-        Failure::KeyRefused("not acceptable as key material: it is not text".to_owned())
-    })?;
-    Ok(KeyMaterial::from_base64(text)?)
+    Ok(file.allow_any_mode().read()?)
 }
 
 /// A value, byte for byte.
@@ -78,19 +77,6 @@ fn read_all(mut from: impl Read) -> io::Result<Secret> {
     buffer.truncate(len);
     Ok(buffer)
 }
-
-#[cfg(unix)]
-fn warn_if_shared(ui: Ui, path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = path.metadata().map_or(0, |meta| meta.permissions().mode() & 0o777);
-    if mode & 0o077 != 0 {
-        let path = path.display();
-        ui.warn(format_args!("{path} may be used by others than its owner (mode {mode:03o})"));
-    }
-}
-
-#[cfg(not(unix))]
-fn warn_if_shared(_: Ui, _: &Path) {}
 
 /// A new key: as text, and as material.
 pub(super) fn generate() -> Result<(Zeroizing<String>, KeyMaterial)> {

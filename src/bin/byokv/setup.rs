@@ -89,7 +89,7 @@ pub(super) enum RootKeyCommand {
 
 #[derive(Args)]
 pub(super) struct Change {
-    /// File of the new root key, mode 0600
+    /// File of the new root key, or a pipe
     #[arg(long, value_name = "FILE")]
     new_root_key_file: PathBuf,
     /// Make the new key in that file, which must not exist
@@ -101,12 +101,12 @@ impl Change {
     pub(super) fn run(self, context: &Context) -> Result {
         let file = &self.new_root_key_file;
         let (before, after) = (
-            context.root_key()?.fingerprint(),
+            context.root_fingerprint()?,
             context.with_store(|store| {
                 let root = if self.generate {
                     RootKey::from_material(secret::generate_file(file)?)
                 } else {
-                    RootKey::from_file(file)?
+                    context.root_key_in(file)?
                 };
                 let fingerprint = root.fingerprint();
                 store.change_root_key(root).inspect_err(|_| {

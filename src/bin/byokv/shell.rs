@@ -1,9 +1,10 @@
-//! `byokv completions` and `man`: for the shell and the manual.
+//! `byokv completions` and `man`: for the shell and the manual; and what the shell sets.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Command};
+use clap::builder::Resettable;
+use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 use serde_json::json;
 
@@ -21,6 +22,13 @@ pub(super) struct Completions {
 pub(super) struct Man {
     /// The directory, which is made if needed
     dir: PathBuf,
+}
+
+/// Lets a variable that is empty count as one that is not set.
+pub(super) fn without_empty_variables(command: Command) -> Command {
+    let is_empty =
+        |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
 }
 
 impl Completions {
