@@ -1,6 +1,7 @@
 //! The operator's face: keys of orgs, rotations, certificates, the audit log.
 
 mod foreign;
+mod proofs;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,9 @@ use crate::keyring::{Installed, OrgEntry, OrgPolicy, VersionEntry};
 use crate::material::KeyMaterial;
 use crate::observe::{Census, ClockStatus};
 use crate::policy::{PolicyChange, RetirePolicy};
-use crate::rotation::{Erasure, HeaderCount, Rotation, Rotations, Target, Throttle, release};
+use crate::rotation::{
+    Erasure, HeaderCount, Leaving, Rotation, Rotations, Target, Throttle, release,
+};
 use crate::storage::{Space, prefix_range};
 use crate::time::millis;
 
@@ -155,8 +158,9 @@ impl KeyAdmin {
         expected: Option<Fingerprint>,
     ) -> Result<Rotation> {
         let state = self.engine.org(org)?;
+        let leaving = Leaving::of(&self.engine, &state);
         let installed = self.engine.provision_sealed(&state, sealed, expected)?;
-        Ok(self.begun(state, installed))
+        Ok(self.begun(state, installed, leaving))
     }
 
     /// Replaces the org's platform key by a new one.
@@ -183,9 +187,10 @@ impl KeyAdmin {
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if it has this suite already.
     pub fn change_suite(&self, org: &str, suite: Suite) -> Result<Rotation> {
         let state = self.engine.org(org)?;
+        let leaving = Leaving::of(&self.engine, &state);
         let before = self.engine.change_suite(&state, suite)?;
         self.rotations.wake(&state);
-        Ok(Rotation::new(Arc::clone(&self.rotations), state, Target::Suite(before)))
+        Ok(Rotation::new(Arc::clone(&self.rotations), state, Target::Suite(before), leaving))
     }
 
     /// Withholds the keys that the org brought: their material leaves the keyring and memory.
@@ -220,11 +225,12 @@ impl KeyAdmin {
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if none is held.
     pub fn retire(&self, org: &str) -> Result<Rotation> {
         let state = self.engine.org(org)?;
+        let leaving = Leaving::of(&self.engine, &state);
         let versions = release(&self.engine, &state)?;
         self.rotations.wake(&state);
         let newest = versions.last().copied().map(Target::Version);
         let target = newest.ok_or(crate::Error::OrgUnknown { org: org.to_owned() })?;
-        Ok(Rotation::new(Arc::clone(&self.rotations), state, target))
+        Ok(Rotation::new(Arc::clone(&self.rotations), state, target, leaving))
     }
 
     /// Erases an org: when this returns, every key that it had is destroyed, durably, and its
@@ -275,12 +281,13 @@ impl KeyAdmin {
     /// [`Error::OrgUnknown`](crate::Error::OrgUnknown).
     pub fn rotation(&self, org: &str) -> Result<Option<Rotation>> {
         let state = self.engine.org(org)?;
+        let leaving = Leaving::of(&self.engine, &state);
         let target = self.engine.with_keyring(|keyring| {
             let entry = keyring.org(org)?;
             let version = entry.leaving().into_iter().next_back().map(Target::Version);
             Ok::<_, crate::Error>(version.or(entry.suite_before.map(Target::Suite)))
         })?;
-        Ok(target.map(|target| Rotation::new(Arc::clone(&self.rotations), state, target)))
+        Ok(target.map(|target| Rotation::new(Arc::clone(&self.rotations), state, target, leaving)))
     }
 
     /// Every rotation that is under way, by org name. Each ends with the newest version that is on
@@ -383,14 +390,6 @@ impl KeyAdmin {
         })
     }
 
-    /// Whether this store made the certificate, and nobody altered it.
-    ///
-    /// # Errors
-    /// [`Error::CertificateInvalid`](crate::Error::CertificateInvalid).
-    pub fn verify_certificate(&self, certificate: &Certificate) -> Result<()> {
-        self.engine.notary().verify(certificate)
-    }
-
     /// The audit log from its first entry, each checked against the one before and the last
     /// against the keyring: it ends with an error if anything was changed, removed or cut off, and
     /// has one where a time is before that of the entry before.
@@ -408,19 +407,21 @@ impl KeyAdmin {
 
     fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {
         let state = self.engine.org(org)?;
+        let leaving = Leaving::of(&self.engine, &state);
         let installed = self.engine.install(&state, material, origin)?;
-        Ok(self.begun(state, installed))
+        Ok(self.begun(state, installed, leaving))
     }
 
-    fn begun(&self, state: Arc<OrgState>, installed: Installed) -> Rotation {
+    fn begun(&self, state: Arc<OrgState>, installed: Installed, leaving: Leaving) -> Rotation {
         self.rotations.wake(&state);
         let target = Target::Version(installed.from);
-        Rotation::new(Arc::clone(&self.rotations), state, target)
+        Rotation::new(Arc::clone(&self.rotations), state, target, leaving)
     }
 
     fn new_platform_key(&self, org: &str, replacing: Origin) -> Result<Rotation> {
         let state = self.engine.org(org)?;
         let material = KeyMaterial::generate()?;
+        let leaving = Leaving::of(&self.engine, &state);
         let installed =
             self.engine.install_if(&state, material, Origin::Platform, |entry, _| {
                 match (entry.newest().origin, replacing) {
@@ -433,7 +434,7 @@ impl KeyAdmin {
                 _ => Ok(()),
             }
             })?;
-        Ok(self.begun(state, installed))
+        Ok(self.begun(state, installed, leaving))
     }
 }
 

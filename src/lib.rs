@@ -60,8 +60,9 @@ mod time;
 
 pub use admin::{AuditLog, ForeignKeys, KeyAdmin, KeyStatus, OrgStatus};
 pub use audit::{
-    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateKind, ErasureLimit, KeyRefusal,
-    OrgRef,
+    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateCheck, CertificateKind,
+    CertificateMismatch, CertificateReport, ErasureLimit, FoundInstead, KeyRefusal,
+    LostCertificate, OrgRef, Superseded, SupersededBy,
 };
 #[cfg(feature = "backup")]
 pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};

@@ -414,7 +414,8 @@ fn a_second_rotation_overtakes_the_first() {
     assert_eq!(census.by_version.keys().map(|v| v.get()).collect::<Vec<_>>(), [3]);
     check_filled(&org, 3000);
     for certificate in store.keys().certificates() {
-        store.keys().verify_certificate(&certificate.unwrap()).unwrap();
+        let check = store.keys().verify_certificate(&certificate.unwrap()).unwrap();
+        assert!(check.is_true(), "{check}");
     }
 }
 

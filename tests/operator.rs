@@ -100,7 +100,7 @@ const STORY: &[Part] = &[
     Runs("byokv --data elsewhere verify --deep"),
     Runs("byokv --data elsewhere key provision acme --file next.key"),
     Says(
-        "## For the auditor\n\nEvery record opens, every certificate is authentic, and the log of every change of a key has no gap.",
+        "## For the auditor\n\nEvery record opens, every certificate is true of this store, and the log of every change of a key has no gap. The first retirements are superseded: the erasure of the same keys says more.",
     ),
     Runs("byokv verify --deep"),
     Runs("byokv certificate list"),

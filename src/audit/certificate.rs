@@ -193,6 +193,17 @@ impl Certificate {
         CertificateHash::from_bytes(Sha256::digest(&sealed::encode(self)[..]).into())
     }
 
+    /// Returns what it is about, without the org, such as `platform key v1 retired`.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match self.kind {
+            CertificateKind::KeyRetired => format!("{} key {} retired", self.origin, self.version),
+            CertificateKind::SuiteRetired { suite } => format!("suite {suite} retired"),
+            CertificateKind::KeyErased => format!("{} key {} erased", self.origin, self.version),
+            CertificateKind::OrgErased => "org erased".to_owned(),
+        }
+    }
+
     pub(super) fn authenticate(mut self, key: &KeyMaterial) -> Self {
         self.authenticator.clear();
         self.authenticator = key.mac(LABEL, &sealed::encode(&self)).to_vec();
@@ -212,18 +223,25 @@ impl Certificate {
         Ok(())
     }
 
-    /// Where it lies in the database.
+    /// Returns the key under which the database keeps it.
     pub(crate) fn key(&self) -> Vec<u8> {
-        let suffix = match self.kind {
+        let mut key = Self::key_of(self.org_id, self.version, self.kind);
+        if matches!(self.kind, CertificateKind::SuiteRetired { .. }) {
+            // An org may leave a suite more than once under one key.
+            key.extend(self.at_unix_ms.to_be_bytes());
+        }
+        key
+    }
+
+    /// Returns what the keys of all certificates of this begin with.
+    pub(crate) fn key_of(org: OrgId, version: KeyVersion, kind: CertificateKind) -> Vec<u8> {
+        let suffix = match kind {
             CertificateKind::KeyRetired => vec![0],
-            CertificateKind::SuiteRetired { suite } => {
-                [&[1, suite.byte()], &self.at_unix_ms.to_be_bytes()[..]].concat()
-            }
+            CertificateKind::SuiteRetired { suite } => vec![1, suite.byte()],
             CertificateKind::OrgErased => vec![2],
             CertificateKind::KeyErased => vec![3],
         };
-        let version = self.version.get().to_be_bytes();
-        [Self::PREFIX, self.org_id.as_bytes(), &version, &suffix].concat()
+        [Self::PREFIX, org.as_bytes(), &version.get().to_be_bytes(), &suffix].concat()
     }
 
     pub(crate) const PREFIX: &'static [u8] = b"certificate/";

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{KeyRefusal, OrgRef};
+use super::{CertificateKind, KeyRefusal, OrgRef};
 use crate::id::{BackupId, CertificateHash, Due, Suite, TokenId};
 use crate::policy::PolicyChange;
 use crate::time::{plain, rfc3339};
@@ -178,6 +178,31 @@ pub enum AuditEvent {
 }
 crate::json::tagged!(AuditEvent);
 
+impl AuditEvent {
+    /// Returns the event of the change of the keyring that made a certificate.
+    pub(crate) fn of_certificate(kind: CertificateKind, certificate: CertificateHash) -> Self {
+        match kind {
+            CertificateKind::KeyRetired => Self::KeyRetired { certificate },
+            CertificateKind::SuiteRetired { suite } => Self::SuiteRetired { suite, certificate },
+            CertificateKind::KeyErased => Self::ResidueErased { certificate },
+            CertificateKind::OrgErased => Self::OrgErased { certificate },
+        }
+    }
+
+    /// Returns what [`of_certificate`](Self::of_certificate) was given, for such an event.
+    pub(crate) fn certificate(&self) -> Option<(CertificateKind, CertificateHash)> {
+        match *self {
+            Self::KeyRetired { certificate } => Some((CertificateKind::KeyRetired, certificate)),
+            Self::SuiteRetired { suite, certificate } => {
+                Some((CertificateKind::SuiteRetired { suite }, certificate))
+            }
+            Self::ResidueErased { certificate } => Some((CertificateKind::KeyErased, certificate)),
+            Self::OrgErased { certificate } => Some((CertificateKind::OrgErased, certificate)),
+            _ => None,
+        }
+    }
+}
+
 /// As a part of a sentence, such as `key retired`.
 impl fmt::Display for AuditEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -255,5 +280,26 @@ impl fmt::Display for AuditEvent {
                 write!(f, "{records} records whose name does not open removed")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate without an entry that leads back to it would be missed by nobody.
+    #[test]
+    fn every_kind_of_certificate_has_its_event() {
+        let hash = CertificateHash::from_bytes([7; 32]);
+        for kind in [
+            CertificateKind::KeyRetired,
+            CertificateKind::SuiteRetired { suite: Suite::XChaCha20Poly1305 },
+            CertificateKind::KeyErased,
+            CertificateKind::OrgErased,
+        ] {
+            let event = AuditEvent::of_certificate(kind, hash);
+            assert_eq!(event.certificate(), Some((kind, hash)));
+        }
+        assert_eq!(AuditEvent::KeyErased.certificate(), None);
     }
 }

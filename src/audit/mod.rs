@@ -1,6 +1,7 @@
 //! The audit log: one sealed, hash-chained entry for each change of a key.
 
 mod certificate;
+mod check;
 mod event;
 mod refusal;
 mod scope;
@@ -13,6 +14,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use certificate::{Certificate, CertificateKind};
+pub use check::{
+    CertificateCheck, CertificateMismatch, CertificateReport, FoundInstead, LostCertificate,
+    Superseded, SupersededBy,
+};
+pub(crate) use check::{Logged, SuiteTaken};
 pub use event::AuditEvent;
 pub use refusal::KeyRefusal;
 pub use scope::ErasureLimit;

@@ -93,19 +93,9 @@ impl Engine {
             authenticator: Vec::new(),
         })?;
         let Certified { certificate, key, value, hash } = certified;
-        let (draft, names_key) = match claim.kind {
-            CertificateKind::KeyRetired => (AuditEvent::KeyRetired { certificate: hash }, true),
-            CertificateKind::SuiteRetired { suite } => {
-                (AuditEvent::SuiteRetired { suite, certificate: hash }, false)
-            }
-            CertificateKind::KeyErased => (AuditEvent::ResidueErased { certificate: hash }, true),
-            CertificateKind::OrgErased => (AuditEvent::OrgErased { certificate: hash }, false),
-        };
-        let draft = Draft::new(draft).org(&entry.name, claim.org);
-        drafts.push(match names_key {
-            true => draft.key(version.version, version.fingerprint),
-            false => draft,
-        });
+        let draft = Draft::new(AuditEvent::of_certificate(claim.kind, hash));
+        let draft = draft.org(&entry.name, claim.org);
+        drafts.push(draft.key(version.version, version.fingerprint));
         keyring.outbox.push(Owed { key, value });
         Ok(Some(certificate))
     }

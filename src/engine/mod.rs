@@ -34,6 +34,7 @@ use crate::audit::{self, AuditEntry, Head, Link, Notary};
 use crate::envelope::{self, Header, Value};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::id::OrgId;
 use crate::keyring::root::{KeyringFile, RootKey};
 use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
@@ -106,6 +107,15 @@ impl Engine {
         self.with_keyring(|keyring| {
             let half = |entry: &&OrgEntry| entry.erasure == Some(Erasure::KeysDestroyed);
             keyring.orgs.iter().filter(half).map(|entry| Arc::new(OrgState::new(entry))).collect()
+        })
+    }
+
+    /// Returns the org with this id, erased or not.
+    pub(crate) fn org_of(&self, id: OrgId) -> Option<Arc<OrgState>> {
+        let named = self.with_keyring(|keyring| Some(keyring.entry(id)?.name.clone()))?;
+        let alive = self.org(&named).ok().filter(|org| org.id == id);
+        alive.or_else(|| {
+            self.with_keyring(|keyring| Some(Arc::new(OrgState::new(keyring.entry(id)?))))
         })
     }
 

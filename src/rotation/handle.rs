@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::progress::Progress;
 use super::{Report, Rotations};
 use crate::audit::{Certificate, CertificateKind};
-use crate::engine::OrgState;
+use crate::engine::{Engine, OrgState};
 use crate::error::{Error, Result};
 use crate::id::{KeyState, KeyVersion, Suite};
 use crate::keyring;
@@ -32,6 +32,27 @@ pub struct Rotation {
     rotations: Arc<Rotations>,
     org: Arc<OrgState>,
     target: Target,
+    leaving: Leaving,
+}
+
+/// What is on its way out of an org.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leaving {
+    versions: Vec<KeyVersion>,
+    suite: Option<Suite>,
+}
+
+impl Leaving {
+    /// Must be asked before the change that begins a rotation: behind it, some may be gone already.
+    pub(crate) fn of(engine: &Engine, org: &OrgState) -> Self {
+        engine.with_keyring(|keyring| {
+            let entry = keyring.entry(org.id).filter(|entry| entry.erasure.is_none());
+            entry.map_or_else(Self::default, |entry| Self {
+                versions: entry.leaving(),
+                suite: entry.suite_before,
+            })
+        })
+    }
 }
 
 /// What is gone when the rotation has ended.
@@ -44,8 +65,13 @@ pub(crate) enum Target {
 }
 
 impl Rotation {
-    pub(crate) fn new(rotations: Arc<Rotations>, org: Arc<OrgState>, target: Target) -> Self {
-        Self { rotations, org, target }
+    pub(crate) fn new(
+        rotations: Arc<Rotations>,
+        org: Arc<OrgState>,
+        target: Target,
+        leaving: Leaving,
+    ) -> Self {
+        Self { rotations, org, target, leaving }
     }
 
     /// Name of the org.
@@ -158,31 +184,82 @@ impl Rotation {
         }
     }
 
+    /// Returns the certificates of what was on its way out when this rotation was asked for and is
+    /// gone now: of every version that was retired, not only of [`replaces`](Self::replaces), and of the
+    /// suite if that was changed. In the order in which they were made; none before the end.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RetirePolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// let policy = OrgPolicy::byok().with_retire(RetirePolicy::Manual); // so none ends too early
+    /// store.create_org("acme", policy)?;
+    /// store.keys().rotate_platform_key("acme")?; // v1 leaves
+    /// let rotation = store.keys().rotate_platform_key("acme")?; // v2 leaves too
+    /// # assert!(matches!(rotation.wait(), Err(byokv::Error::RetirementAwaited { .. })));
+    /// store.keys().retire("acme")?;
+    /// rotation.wait()?;
+    /// assert_eq!(rotation.certificates()?.len(), 2);
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Disk errors of the machine.
+    pub fn certificates(&self) -> Result<Vec<Certificate>> {
+        let left = self.rotations.engine.with_keyring(|keyring| {
+            let now = keyring.entry(self.org.id).and_then(|entry| entry.suite_before);
+            self.leaving.suite.filter(|_| now != self.leaving.suite)
+        });
+        let mut found = self.find(|certificate| match certificate.kind {
+            CertificateKind::KeyRetired => {
+                self.leaving.versions.contains(&certificate.version)
+                    || self.is_of_target(certificate)
+            }
+            CertificateKind::SuiteRetired { suite } => left == Some(suite),
+            CertificateKind::OrgErased => self.target == Target::Org,
+            CertificateKind::KeyErased => false,
+        })?;
+        // An org may have left the same suite before.
+        let newest = found.iter().rev().find(|c| is_of_suite(c)).map(|c| c.keyring_generation);
+        found.retain(|c| !is_of_suite(c) || newest == Some(c.keyring_generation));
+        Ok(found)
+    }
+
     fn certificate(&self) -> Result<Option<Certificate>> {
+        let mut found = self.find(|certificate| self.is_of_target(certificate))?;
+        let missing = Error::CertificateInvalid { why: "it is missing from the database" };
+        found.pop().ok_or(missing).map(Some)
+    }
+
+    fn is_of_target(&self, certificate: &Certificate) -> bool {
+        match (self.target, certificate.kind) {
+            (Target::Version(version), CertificateKind::KeyRetired) => {
+                certificate.version == version
+            }
+            (Target::Suite(ours), CertificateKind::SuiteRetired { suite }) => ours == suite,
+            (Target::Org, CertificateKind::OrgErased) => true,
+            _ => false,
+        }
+    }
+
+    /// Returns the org's certificates that fit, in the order in which they were made.
+    fn find(&self, fits: impl Fn(&Certificate) -> bool) -> Result<Vec<Certificate>> {
         let engine = &self.rotations.engine;
         let prefix = [Certificate::PREFIX, self.org.id.as_bytes()].concat();
-        let mut newest: Option<Certificate> = None;
+        let mut found = Vec::new();
         for pair in engine.storage.scan(Space::System, prefix_range(&prefix)) {
             let (key, stored) = pair?;
-            let Some(certificate) = engine.open_kept::<Certificate>(&key, &stored)? else {
-                continue;
-            };
-            let fits = match (self.target, certificate.kind) {
-                (Target::Version(version), CertificateKind::KeyRetired) => {
-                    certificate.version == version
-                }
-                (Target::Suite(ours), CertificateKind::SuiteRetired { suite }) => ours == suite,
-                (Target::Org, CertificateKind::OrgErased) => true,
-                _ => false,
-            };
-            let generation = |c: &Certificate| c.keyring_generation;
-            if fits && newest.as_ref().map(generation) < Some(generation(&certificate)) {
-                newest = Some(certificate);
-            }
+            let opened =
+                engine.open_certificate(&key, &stored)?.map(|(certificate, _)| certificate);
+            found.extend(opened.filter(&fits));
         }
-        let missing = Error::CertificateInvalid { why: "it is missing from the database" };
-        newest.ok_or(missing).map(Some)
+        found.sort_by_key(|certificate| (certificate.keyring_generation, certificate.version));
+        Ok(found)
     }
+}
+
+fn is_of_suite(certificate: &Certificate) -> bool {
+    matches!(certificate.kind, CertificateKind::SuiteRetired { .. })
 }
 
 /// The erasure of an org. Dropping the handle does not stop it; nothing does.
@@ -191,7 +268,7 @@ pub struct Erasure(Rotation);
 
 impl Erasure {
     pub(crate) fn new(rotations: Arc<Rotations>, org: Arc<OrgState>) -> Self {
-        Self(Rotation::new(rotations, org, Target::Org))
+        Self(Rotation::new(rotations, org, Target::Org, Leaving::default()))
     }
 
     /// Name that the org had.

@@ -36,8 +36,8 @@ use crate::time::{plain, rfc3339};
 
 pub(crate) use count::HeaderCount;
 use governor::Missed;
-pub(crate) use handle::Target;
 pub use handle::{Erasure, Rotation};
+pub(crate) use handle::{Leaving, Target};
 pub(crate) use hold::release;
 pub use progress::{Phase, Progress};
 pub(crate) use thread::NICEST;

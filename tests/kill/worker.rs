@@ -301,7 +301,7 @@ fn check(store: &Store, said: &str) {
     assert!(!events.is_empty());
     for certificate in keys.certificates() {
         let certificate = certificate.unwrap();
-        keys.verify_certificate(&certificate).unwrap();
+        assert!(keys.verify_certificate(&certificate).unwrap().is_true());
         let kind = format!("{:?}", certificate.kind);
         let (org, version) = (&certificate.org, certificate.version.get());
         say(&format!("certificate {org} {version} {kind}"));

@@ -1,9 +1,9 @@
-//! `byokv certificate` and `audit`: what was done, provably.
+//! `byokv certificate`: what was done, provably.
 
 use std::path::PathBuf;
 
-use byokv::{AuditEntry, AuditEvent, Certificate, CertificateKind, Store};
-use clap::{Args, Subcommand};
+use byokv::{Certificate, CertificateCheck, CertificateKind, LostCertificate, Store};
+use clap::Subcommand;
 use serde_json::json;
 
 use super::Context;
@@ -26,21 +26,12 @@ pub(super) enum Command {
         #[arg(value_parser = version)]
         version: u32,
     },
-    /// Check certificates: those of a file, or all of the store's
+    /// Compare certificates with the store: those of a file, or all of the store's. Says of each
+    /// whether it is authentic, whether it is true of this store now, and what supersedes it
     Verify {
         /// JSON of certificates, one or several; `-` is stdin
         file: Option<PathBuf>,
     },
-}
-
-#[derive(Args)]
-pub(super) struct Audit {
-    /// Only entries about this org
-    #[arg(long)]
-    org: Option<String>,
-    /// Print only whether the whole log is as it was written
-    #[arg(long)]
-    verify: bool,
 }
 
 fn version(text: &str) -> std::result::Result<u32, &'static str> {
@@ -78,19 +69,10 @@ impl Command {
                 }
                 found.iter().try_for_each(|certificate| ui.result(certificate, certificate))
             }),
-            Self::Verify { file: None } => {
-                context.with_store(|store| verify(ui, store.keys().certificates()))
-            }
+            Self::Verify { file: None } => context.with_store(|store| verify_kept(ui, store)),
             Self::Verify { file: Some(file) } => {
                 let given = parse(&secret::read(Some(&file), 64 << 20)?)?;
-                context.with_store(|store| {
-                    let keys = store.keys();
-                    let check = |certificate: byokv::Result<Certificate>| {
-                        let certificate = certificate?;
-                        keys.verify_certificate(&certificate).map(|()| certificate)
-                    };
-                    verify(ui, given.into_iter().map(check))
-                })
+                context.with_store(|store| verify_given(ui, store, given))
             }
         }
     }
@@ -124,6 +106,7 @@ fn ended(certificate: &Certificate) -> &'static str {
 fn what(certificate: &Certificate) -> String {
     match certificate.kind {
         CertificateKind::SuiteRetired { suite } => suite.to_string(),
+        CertificateKind::OrgErased => "the org".to_owned(),
         _ => format!("{} key {}", certificate.origin, certificate.version),
     }
 }
@@ -143,7 +126,7 @@ fn parse(json: &[u8]) -> Result<Vec<byokv::Result<Certificate>>> {
 
 /// Commands that print more than a certificate have it inside, or several.
 fn collect(value: &serde_json::Value, found: &mut Vec<byokv::Result<Certificate>>) {
-    let inside = value.get("certificate").or_else(|| value.get("certificates"));
+    let inside = value.get("certificates").or_else(|| value.get("certificate"));
     match (value, inside) {
         (_, Some(inside)) => collect(inside, found),
         (serde_json::Value::Array(all), _) => all.iter().for_each(|each| collect(each, found)),
@@ -153,75 +136,73 @@ fn collect(value: &serde_json::Value, found: &mut Vec<byokv::Result<Certificate>
     }
 }
 
-fn verify(ui: Ui, all: impl Iterator<Item = byokv::Result<Certificate>>) -> Result {
-    let mut faults = 0;
-    for certificate in all {
+/// Prints what each comparison has found. Returns how many did not come to what was `wanted`.
+fn say(
+    ui: Ui,
+    checks: &[CertificateCheck],
+    wanted: fn(&CertificateCheck) -> bool,
+) -> Result<usize> {
+    for check in checks {
+        let style = if wanted(check) { GREEN } else { RED };
+        let text = check.to_string();
+        let (verdict, rest) = text.split_once(':').unwrap_or((&text, ""));
+        let text = format!("{style}{verdict}{style:#}:{rest}");
+        if wanted(check) {
+            ui.done(check, text)?;
+        } else {
+            ui.result(check, text)?;
+        };
+    }
+    Ok(checks.iter().filter(|check| !wanted(check)).count())
+}
+
+/// Compares the certificates of a file with the store.
+fn verify_given(ui: Ui, store: &Store, given: Vec<byokv::Result<Certificate>>) -> Result {
+    let of = given.len();
+    let (mut faults, mut parsed) = (0, Vec::new());
+    for certificate in given {
         match certificate {
-            Ok(certificate) => {
-                let json = json!({
-                    "authentic": true,
-                    "org": certificate.org,
-                    "version": certificate.version,
-                    "kind": certificate.kind,
-                });
-                let (org, what) = (&certificate.org, what(&certificate));
-                ui.done(&json, format_args!("{GREEN}authentic{GREEN:#}  org {org}, {what}"))?;
-            }
+            Ok(certificate) => parsed.push(certificate),
             Err(error) => {
                 faults += 1;
-                let json = json!({"authentic": false, "fault": error.to_string()});
-                ui.result(&json, format_args!("{RED}fault{RED:#}      {error}"))?;
+                let json =
+                    json!({"authentic": false, "true_now": false, "fault": error.to_string()});
+                ui.result(&json, format_args!("{RED}not authentic{RED:#}: {error}"))?;
             }
         }
     }
+    let checks = store.keys().verify_each_certificate(&parsed)?;
+    faults += say(ui, &checks, CertificateCheck::is_true)?;
     match faults {
         0 => Ok(()),
-        _ => Err(Failure::Fault("not every certificate is authentic".to_owned())),
-    }
-}
-
-/// A backup may be of several orgs.
-fn is_about(entry: &AuditEntry, org: &str) -> bool {
-    match &entry.event {
-        AuditEvent::BackupMade { orgs, .. } => orgs.iter().any(|each| each.name == org),
-        AuditEvent::BackupBegun { only, .. } => {
-            only.is_empty() || only.iter().any(|each| each.name == org)
+        _ => {
+            Err(Failure::Fault(format!("{faults} of {of} certificates are not true of this store")))
         }
-        _ => entry.org.as_ref().is_some_and(|each| each.name == org),
     }
 }
 
-impl Audit {
-    pub(super) fn run(self, context: &Context) -> Result {
-        let ui = context.ui;
-        context.with_store(|store| {
-            let (mut entries, mut about) = (0_u64, 0_u64);
-            for entry in store.keys().audit() {
-                let entry = entry.map_err(|error| match self.verify {
-                    true => Failure::Fault(error.to_string()),
-                    false => error.into(),
-                })?;
-                entries += 1;
-                if self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
-                    about += 1;
-                    if !self.verify {
-                        ui.result(&entry, &entry)?;
-                    }
-                }
-            }
-            // The log knows erased orgs too.
-            if let Some(org) = self.org.as_ref().filter(|_| about == 0) {
-                store.org(org)?;
-            }
-            if self.verify {
-                let head = store.keys().audit_head();
-                let json = json!({"entries": entries, "intact": true, "head": head});
-                ui.done(
-                    &json,
-                    format_args!("{entries} entries, the log is whole; it ends with {head}"),
-                )?;
-            }
-            Ok(())
-        })
+/// Compares all certificates of the store with it. What was true until the store went on is no fault.
+fn verify_kept(ui: Ui, store: &Store) -> Result {
+    let report = store.keys().verify_certificates()?;
+    let faults = say(ui, &report.checks, CertificateCheck::is_sound)?;
+    lost(ui, &report.lost)?;
+    if report.unreadable > 0 {
+        let what = format!("{} certificates in the database do not open", report.unreadable);
+        let json = json!({"authentic": false, "true_now": false, "fault": what});
+        ui.result(&json, format_args!("{RED}damaged{RED:#}: {what}"))?;
     }
+    if report.is_sound() {
+        return Ok(());
+    }
+    Err(Failure::Fault(format!(
+        "{faults} certificates are not true of this store, {} are lost",
+        report.lost.len() as u64 + report.unreadable
+    )))
+}
+
+/// Names the certificates that the audit log proves and that are no longer there.
+pub(super) fn lost(ui: Ui, lost: &[LostCertificate]) -> Result {
+    lost.iter().try_for_each(|lost| {
+        ui.result(&json!({"lost": lost}), format_args!("{RED}lost{RED:#}: {lost}"))
+    })
 }

@@ -227,7 +227,7 @@ fn inside(report: &mut Report, store: Store) {
     }
     rotations::rotations(report, &store);
     rotations::erasures(report, &store);
-    let (mut entries, mut certificates) = (0_u64, 0_u64);
+    let mut entries = 0_u64;
     match store.keys().audit().try_for_each(|entry| entry.map(|_| entries += 1)) {
         Ok(()) => report.fine("audit log", format!("{entries} entries, whole")),
         Err(error) => {
@@ -235,15 +235,39 @@ fn inside(report: &mut Report, store: Store) {
             report.add(Level::Fault, "audit log", error.to_string(), advice);
         }
     }
-    match store.keys().certificates().try_for_each(|each| each.map(|_| certificates += 1)) {
-        Ok(()) => report.fine("certificates", format!("{certificates}, authentic")),
-        Err(error) => {
-            let advice = "`byokv certificate verify` looks at each";
-            report.add(Level::Fault, "certificates", error.to_string(), advice);
-        }
-    }
+    certificates(report, &store);
     if let Err(error) = store.close() {
         report.add(Level::Fault, "closing", error.to_string(), "");
+    }
+}
+
+fn certificates(report: &mut Report, store: &Store) {
+    let found = match store.keys().verify_certificates() {
+        Ok(found) => found,
+        Err(error) => return report.add(Level::Fault, "certificates", error.to_string(), ""),
+    };
+    let advice = "`byokv certificate verify` looks at each";
+    for check in found.checks.iter().filter(|check| !check.is_sound()) {
+        report.add(Level::Fault, "certificate", check.to_string().replace('\n', ";"), advice);
+    }
+    for lost in &found.lost {
+        let advice = "somebody or something changed the database: whoever has its JSON can still \
+                      compare that with the audit log";
+        report.add(Level::Fault, "certificate", lost.to_string(), advice);
+    }
+    if found.unreadable > 0 {
+        let found = format!("{} do not open", found.unreadable);
+        report.add(Level::Fault, "certificates", found, advice);
+    }
+    if found.is_sound() {
+        let superseded = found.checks.iter().filter(|check| check.is_superseded()).count();
+        let untrue = found.checks.iter().filter(|check| !check.is_true()).count();
+        let all = match untrue {
+            0 => format!("{}, all true", found.checks.len()),
+            _ => format!("{}, {untrue} no longer true", found.checks.len()),
+        };
+        let superseded = (superseded > 0).then(|| format!(", {superseded} superseded"));
+        report.fine("certificates", all + &superseded.unwrap_or_default());
     }
 }
 

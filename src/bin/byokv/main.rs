@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod backup;
 mod certificate;
 mod docker;
@@ -171,11 +172,11 @@ enum Command {
     Rotation(rotation::Command),
     /// Count the records under each key and suite, and find faults
     Verify(verify::Verify),
-    /// Certificates of retired keys
+    /// Certificates of retired and erased keys, suites and orgs
     #[command(subcommand)]
     Certificate(certificate::Command),
     /// Print the audit log, each entry checked against the one before
-    Audit(certificate::Audit),
+    Audit(audit::Audit),
     /// The key that wraps the store's keyring
     #[command(subcommand)]
     RootKey(setup::RootKeyCommand),

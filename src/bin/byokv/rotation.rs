@@ -108,12 +108,13 @@ impl Command {
                 }
                 erasures.iter().try_for_each(|erasure| erase::wait(ui, erasure))?;
                 for rotation in &rotations {
-                    match wait(ui, store, rotation)? {
-                        Some(certificate) => {
+                    if wait(ui, store, rotation)? {
+                        for certificate in rotation.certificates()? {
                             ui.result(&certificate, &certificate)?;
-                            erase::note_residue(ui, store, rotation.org())?;
                         }
-                        None => ui.done(&rotation.progress(), rotation.progress())?,
+                        erase::note_residue(ui, store, rotation.org())?;
+                    } else {
+                        ui.done(&rotation.progress(), rotation.progress())?;
                     }
                 }
                 Ok(())
@@ -202,17 +203,17 @@ fn watch(ui: Ui, store: &Store, org: Option<&str>) -> Result {
     Ok(())
 }
 
-/// Waits for the end, with progress on stderr. `None` if the org's policy holds the old key, or
-/// the rotation is paused.
-fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<Option<Certificate>> {
+/// Waits for the end, with progress on stderr. Returns false if the org's policy holds the old key,
+/// or the rotation is paused.
+fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<bool> {
     let mut bar = ui.bar();
     loop {
         let progress = rotation.progress();
         bar.show(&progress);
         match rotation.wait_timeout(Duration::from_millis(100)) {
-            Ok(Some(certificate)) => return Ok(Some(certificate)),
-            Err(Error::RetirementAwaited { .. }) => return Ok(None),
-            Ok(None) if progress.phase == Phase::Held || progress.paused => return Ok(None),
+            Ok(Some(_)) => return Ok(true),
+            Err(Error::RetirementAwaited { .. }) => return Ok(false),
+            Ok(None) if progress.phase == Phase::Held || progress.paused => return Ok(false),
             Ok(None) => not_suspended(store, rotation)?,
             Err(error) => return Err(error.into()),
         }
@@ -238,36 +239,40 @@ fn not_suspended(store: &Store, rotation: &Rotation) -> Result {
 pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -> Result {
     let org = rotation.org();
     let active = store.keys().status(org)?.versions.pop();
-    let json = |certificate: Option<&Certificate>| {
+    // The last one is of the key that was replaced just now; older ones may end with it.
+    let json = |certificates: &[Certificate]| {
         json!({
             "org": org,
             "active": active,
             "replaces": rotation.replaces(),
-            "certificate": certificate,
+            "certificate": certificates.last(),
+            "certificates": certificates,
         })
     };
     if no_wait {
         return ui.done(
-            &json(None),
+            &json(&[]),
             "new values use it from now on; records from before are re-encrypted whenever the \
              store is open, or by `byokv rotation wait`",
         );
     }
     let ended = wait(ui, store, rotation).inspect_err(|_| {
         // What was begun is done all the same.
-        let _ = ui.done(&json(None), "it was begun, and goes on as soon as it can; it waits now:");
+        let _ = ui.done(&json(&[]), "it was begun, and goes on as soon as it can; it waits now:");
     })?;
     match ended {
-        Some(certificate) => {
-            ui.result(&json(Some(&certificate)), &certificate)?;
+        true => {
+            let certificates = rotation.certificates()?;
+            let text: Vec<_> = certificates.iter().map(ToString::to_string).collect();
+            ui.result(&json(&certificates), text.join("\n"))?;
             erase::note_residue(ui, store, org)
         }
-        None if rotation.progress().paused => ui.done(
-            &json(None),
+        false if rotation.progress().paused => ui.done(
+            &json(&[]),
             format_args!("it is paused; `byokv rotation resume {}` lets it go on", quoted(org)),
         ),
-        None => ui.done(
-            &json(None),
+        false => ui.done(
+            &json(&[]),
             format_args!(
                 "nothing is left under the old key, which is held by the org's policy; \
                  `byokv key retire {}` lets it go",
