@@ -27,7 +27,7 @@ impl Engine {
     /// 2. the copy in memory; must come after 1, or values are sealed under a version that a
     ///    crash forgets (invariant 3);
     /// 3. what is owed, into the database, then a sync; until that is known to be done, it
-    ///    stays in the keyring and is done again at each open.
+    ///    stays in the keyring and is done again at each open. The next change drops it.
     ///
     /// Import tokens whose time is up end with every change, and a jump of the wall clock is noted
     /// with it. The caller publishes the org's new keys. Nothing is changed if `change` refuses.
@@ -50,7 +50,7 @@ impl Engine {
         self.storage.check_writable()?;
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = ring.keyring.duplicate();
-        if ring.settled == next.generation {
+        if self.is_settled(next.generation) {
             next.outbox.clear();
         }
         next.generation += 1;
@@ -84,15 +84,12 @@ impl Engine {
         let owed = self.pay_outbox(&ring.keyring);
         drop(ring);
         failpoint::reach("outbox.written", "");
-        self.note_generation(generation);
         // The change has happened. A failure here is one of the database, which the next
-        // durable write will meet too; what is owed stays in the keyring meanwhile.
-        match owed.and_then(|()| self.sync()) {
-            Ok(()) => {
-                let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-                ring.settled = ring.settled.max(generation);
-            }
-            Err(error) => tracing::warn!(%error, generation, "keyring changed, sync failed"),
+        // durable write will meet too; what is owed stays in the keyring meanwhile, and no position
+        // may say that it was paid.
+        let paid = owed.inspect(|()| self.note_generation(generation));
+        if let Err(error) = paid.and_then(|()| self.sync()) {
+            tracing::warn!(%error, generation, "keyring changed, sync failed");
         }
         Ok(outcome)
     }

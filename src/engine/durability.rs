@@ -14,7 +14,10 @@ pub(super) struct Durability {
     reached: Mutex<Reached>,
     /// Of the position, for those who must not wait for a round that runs.
     syncs: AtomicU64,
+    /// Of the newest keyring whose outbox is in the database.
     generation: AtomicU64,
+    /// Of the newest keyring whose outbox is known to be durable there.
+    settled: AtomicU64,
     /// Writes so far, and how many of them a sync is known to have covered.
     written: AtomicU64,
     covered: AtomicU64,
@@ -27,8 +30,11 @@ pub(super) struct Reached {
 }
 
 impl Durability {
-    pub(super) fn new(mark: Mark, position: Position) -> Self {
+    /// Goes on from a position. `settled` is the generation of the newest keyring of which it is
+    /// known that all it owes is durable.
+    pub(super) fn new(mark: Mark, position: Position, settled: u64) -> Self {
         Self {
+            settled: AtomicU64::new(settled),
             rounds: GroupCommit::default(),
             generation: AtomicU64::new(position.generation),
             syncs: AtomicU64::new(position.syncs),
@@ -75,6 +81,14 @@ impl Engine {
         self.durability.syncs.load(Ordering::Acquire)
     }
 
+    /// Whether all that the keyring of this generation owes, and those before it did, is durable in
+    /// the database.
+    pub(super) fn is_settled(&self, generation: u64) -> bool {
+        self.durability.settled.load(Ordering::Acquire) >= generation
+    }
+
+    /// Notes that the outbox of this generation's keyring was written into the database: a later
+    /// position with this generation says so, and the sync that it belongs to makes it durable.
     pub(super) fn note_generation(&self, generation: u64) {
         // Changes may come here in another order than they happened.
         self.durability.generation.fetch_max(generation, Ordering::AcqRel);
@@ -106,6 +120,7 @@ impl Engine {
         }
         failpoint::reach("sync.marked", "");
         reached.position = next;
+        state.settled.fetch_max(next.generation, Ordering::AcqRel);
         state.syncs.store(next.syncs, Ordering::Release);
         state.covered.fetch_max(written, Ordering::AcqRel);
         Ok(())

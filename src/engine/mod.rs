@@ -82,8 +82,6 @@ pub(crate) struct Ring {
     pub(crate) keyring: Keyring,
     root: RootKey,
     file: KeyringFile,
-    /// Generation whose outbox is known to be durable in the database.
-    settled: u64,
 }
 
 impl Engine {

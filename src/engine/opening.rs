@@ -108,8 +108,11 @@ impl Engine {
         if let Err(error) = Self::erase_leftovers(dir, &database) {
             tracing::warn!(%error, "old files of the database are still there");
         }
-        let position = newest(&keyring, held, marked);
-        let keyring = Keyring { generation: position.generation, ..keyring };
+        // What the keyring owes is paid up to the generation that a position names, not further.
+        let known = held.unwrap_or_default().generation.max(marked.unwrap_or_default().generation);
+        let syncs = newest_syncs(&keyring, held, marked);
+        let position = Position { syncs, generation: known };
+        let keyring = Keyring { generation: keyring.generation.max(known), ..keyring };
         let notary = super::own::notary_of(&keyring.secret);
         let mut mark = Mark::open(dir, keyring.store, mark_key)?;
         // A crash left the mark one behind. Unless it catches up before the next sync, a crash in
@@ -132,15 +135,16 @@ impl Engine {
             notary: RwLock::new(notary),
             dir: dir.to_owned(),
             orgs: ShardedLock::new(orgs),
-            durability: Durability::new(mark, position),
+            // A database that has lost something may have lost that.
+            durability: Durability::new(mark, position, if behind.is_none() { known } else { 0 }),
             latency: Latency::new(),
             clock,
-            ring: Mutex::new(Ring { keyring, root, file, settled: 0 }),
+            ring: Mutex::new(Ring { keyring, root, file }),
             moving: Mutex::new(()),
             closed: AtomicBool::new(false),
             _lock: lock,
         };
-        engine.pay_outbox(&engine.ring().keyring)?;
+        engine.pay_what_is_owed()?;
         failpoint::reach("open.paid", "");
         for org in engine.orgs() {
             engine.load_usage(&org)?;
@@ -162,12 +166,10 @@ impl Engine {
         }
         // A kill came between a change of the keyring and its sync: until there is one, nobody
         // would notice the keyring of before.
-        let known = held.unwrap_or_default().generation.max(marked.unwrap_or_default().generation);
-        if engine.with_keyring(|keyring| keyring.generation) > known {
-            engine.written();
-            if let Err(error) = engine.sync_if_dirty() {
-                tracing::warn!(%error, "an older keyring would not be noticed yet, trying again");
-            }
+        if engine.with_keyring(|keyring| keyring.generation) > known
+            && let Err(error) = engine.sync_if_dirty()
+        {
+            tracing::warn!(%error, "an older keyring would not be noticed yet, trying again");
         }
         if let Err(error) = engine.discard_unfinished_restores() {
             tracing::warn!(%error, "an unfinished restore is still there; nobody sees it");
@@ -196,6 +198,17 @@ impl Engine {
             keyring_generation: keyring.generation,
             syncs,
         })
+    }
+
+    /// Writes what the keyring owes into the database, unless that is known to be durable there.
+    fn pay_what_is_owed(&self) -> Result<()> {
+        let ring = self.ring();
+        let generation = ring.keyring.generation;
+        if !self.is_settled(generation) {
+            self.pay_outbox(&ring.keyring)?;
+            self.note_generation(generation);
+        }
+        Ok(())
     }
 
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -281,12 +294,8 @@ fn gone_back(keyring: &Keyring, held: Option<Position>, marked: Option<Position>
     None
 }
 
-fn newest(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> Position {
-    let (held, marked) = (held.unwrap_or_default(), marked.unwrap_or_default());
-    Position {
-        syncs: keyring.syncs.max(held.syncs).max(marked.syncs),
-        generation: keyring.generation.max(held.generation).max(marked.generation),
-    }
+fn newest_syncs(keyring: &Keyring, held: Option<Position>, marked: Option<Position>) -> u64 {
+    keyring.syncs.max(held.unwrap_or_default().syncs).max(marked.unwrap_or_default().syncs)
 }
 
 #[cfg(test)]
