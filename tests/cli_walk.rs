@@ -1,5 +1,5 @@
 //! The tool where something is unusual: an org that is erased, a directory of somebody else's, a key
-//! that is held or withheld.
+//! that is held or withheld, names of records that nobody could type.
 
 #![cfg(all(feature = "cli", unix))]
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -10,7 +10,7 @@ use std::fs;
 use std::time::Duration;
 
 use byokv::{OrgPolicy, RetirePolicy, failpoint};
-use common::shell::Shell;
+use common::shell::{Shell, run};
 
 #[test]
 fn the_log_is_read_of_an_org_that_is_erased() {
@@ -88,13 +88,21 @@ fn a_dotenv_file_means_what_it_says() {
     shell.fine("org create acme");
     let import = |text: &str| {
         let mut command = shell.command("import acme --format dotenv");
-        common::shell::run(command.env("X", "a$b"), text.as_bytes()).status.success()
+        run(command.env("X", "a$b"), text.as_bytes()).status.success()
     };
-    for refused in ["A=$X\n", "A=\"$X\"\n", "B='$5'\nA=$B\n", "A=\\\\$X\n", "A=\"'$X'\"\n"] {
+    for refused in [
+        "A=$X\n",
+        "A=\"$X\"\n",
+        "B='$5'\nA=$B\n",
+        "A=\\\\$X\n",
+        "A=\"'$X'\"\n",
+        "B=\\$X\n",
+        "C=\"\\$X\"\n",
+    ] {
         assert!(!import(refused), "{refused}");
     }
-    assert!(import("A='$X'\nB=\\$X\nC=\"\\$X\"\nD=bar # costs $5\nE=plain\n"));
-    for (name, value) in [("A", "$X"), ("B", "$X"), ("C", "$X"), ("D", "bar"), ("E", "plain")] {
+    assert!(import("A='$X'\nD=bar # costs $5\nE=plain\n"));
+    for (name, value) in [("A", "$X"), ("D", "bar"), ("E", "plain")] {
         assert_eq!(shell.fine(&format!("get acme {name}")).trim_end(), value, "{name}");
     }
 }
@@ -162,4 +170,120 @@ fn a_root_key_of_another_length_is_not_to_be_replaced() {
     fs::write(&file, "c2hvcnQ=").unwrap();
     let (_, error) = shell.refused("org list", b"");
     assert!(error.contains("never with a new one") && !error.contains("openssl"), "{error}");
+}
+
+/// Names with all that a terminal, a shell or a line of text could trip over.
+#[test]
+fn names_that_list_prints_can_be_given_back() {
+    let shell = Shell::new();
+    let names: Vec<Vec<u8>> = [
+        &b"plain/name"[..],
+        b"a\\b",
+        b"\\",
+        b"\\n",
+        b"a\nb",
+        b"a\r\nb\t",
+        b"\x1b[31m",
+        b"\xff\xfe",
+        b"a\xffb",
+        b"\x00",
+        b" ",
+        b"  x  ",
+        b"-x",
+        b"--help",
+        b"'\"`$HOME",
+        b"\\x41",
+        b"\\u{41}",
+        "\u{202e}\u{200b}\u{feff}".as_bytes(),
+        "ä\u{301}\u{85}\u{9b}".as_bytes(),
+        "😀".as_bytes(),
+    ]
+    .iter()
+    .map(|name| name.to_vec())
+    .chain((0..=255_u8).step_by(15).map(|byte| vec![b'n', byte, byte.wrapping_mul(7)]))
+    .collect();
+    {
+        let store = shell.open();
+        let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
+        for name in &names {
+            org.put(name, name).unwrap();
+        }
+    }
+    let list = shell.fine("list acme");
+    assert_eq!(list.lines().count(), names.len());
+    assert!(list.chars().all(|c| c == '\n' || byokv::text::is_visible(c)), "{list}");
+    let mut seen = Vec::new();
+    for shown in list.lines() {
+        let mut command = shell.command("get acme --escaped --");
+        let got = run(command.arg(shown), b"");
+        let said = String::from_utf8_lossy(&got.stderr);
+        assert!(got.status.success(), "{shown}: {said}");
+        seen.push(got.stdout);
+    }
+    let mut sorted = names.clone();
+    sorted.sort();
+    assert_eq!(seen, sorted);
+
+    // As they are, but for those that have the byte that ends a name.
+    let (code, said) = shell.refused("list acme --raw", b"");
+    assert!(code == 1 && said.contains("\"\\u{0}\" has a zero byte"), "{said}");
+    for name in names.iter().filter(|name| name.contains(&0)) {
+        let shown = byokv::text::escape(name);
+        assert!(run(shell.command("delete acme --escaped --").arg(&shown), b"").status.success());
+        assert_eq!(
+            run(shell.command("get acme --escaped --").arg(&shown), b"").status.code(),
+            Some(4)
+        );
+    }
+    sorted.retain(|name| !name.contains(&0));
+    let raw: Vec<_> = sorted.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect();
+    assert_eq!(shell.run("list acme -0", b"").stdout, raw);
+    assert_eq!(shell.run("list acme -0 --json", b"").status.code(), Some(2));
+
+    // What begins with them, put under them, and what is no escape.
+    assert_eq!(shell.fine(r"list acme --escaped \xff"), "\\xff\\xfe\n");
+    assert_eq!(
+        shell.json(r"export acme --format jsonl --escaped --prefix a\x5c")[0]["name"],
+        "a\\b"
+    );
+    let put = shell.run(r"put acme --escaped \u{e4}\x00", b"v");
+    assert!(put.status.success());
+    let imported = shell.run(r"import acme --format docker --escaped --prefix \x01", b"A=1\n");
+    assert!(imported.status.success());
+    let store = shell.open();
+    let org = store.org("acme").unwrap();
+    assert_eq!(&*org.get("ä\0").unwrap().unwrap(), b"v");
+    assert_eq!(&*org.get("\u{1}A").unwrap().unwrap(), b"1");
+    drop((org, store));
+    for wrong in [r"a\q", r"\x4", r"\u{110000}", "\\"] {
+        let output = run(shell.command("get acme --escaped").arg(wrong), b"");
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+    }
+    // Without the option a backslash is one.
+    assert_eq!(shell.fine(r"get acme a\b"), r"a\b");
+}
+
+#[test]
+fn all_names_that_start_alike_are_deleted_once_somebody_agreed() {
+    let shell = Shell::new();
+    common::filled(&shell.open(), "acme", 2500);
+    for name in ["keep", "m"] {
+        shell.run(&format!("put acme {name}"), b"v");
+    }
+    let (code, said) = shell.refused("delete acme --prefix n", b"");
+    assert_eq!(code, 2);
+    assert!(
+        said.contains("2500 records of org \"acme\", whose names start with \"n\", are deleted"),
+        "{said}"
+    );
+    assert_eq!(shell.fine("list acme n").lines().count(), 2500);
+    assert_eq!(shell.fine("delete acme --prefix n0000 --yes"), "10 records deleted\n");
+    assert_eq!(shell.json(r"delete acme --prefix \x6e --escaped --yes")[0]["deleted"], 2490);
+    assert_eq!(shell.fine("list acme"), "keep\nm\n");
+    // Nothing to agree to.
+    assert_eq!(shell.fine("delete acme --prefix n"), "0 records deleted\n");
+    for line in ["delete acme", "delete acme keep --prefix k", "delete acme keep --yes"] {
+        assert_eq!(shell.refused(line, b"").0, 2, "{line}");
+    }
+    assert_eq!(shell.fine("list acme"), "keep\nm\n");
 }

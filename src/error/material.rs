@@ -11,7 +11,7 @@ pub enum KeyMaterialError {
         bytes: usize,
     },
     /// Nothing, or only white space.
-    #[error("it is empty; one line is needed, as `openssl rand -base64 32` prints it")]
+    #[error("it is empty; a key is one line of 44 characters")]
     Empty,
     /// Digits of hex.
     #[error(
@@ -23,8 +23,7 @@ pub enum KeyMaterialError {
     },
     /// A key or certificate in PEM.
     #[error(
-        "it looks like PEM, which holds a key of another kind; make 32 random bytes with \
-         `openssl rand -base64 32`"
+        "it looks like PEM, which holds a key of another kind; a key is 32 random bytes in base64"
     )]
     Pem,
     /// A line of a settings file.
@@ -48,10 +47,7 @@ pub enum KeyMaterialError {
     #[error("it looks like 32 raw bytes; base64 is needed: `base64 < FILE`")]
     RawBytes,
     /// Other bytes that are no text.
-    #[error(
-        "it is no text, but {bytes} other bytes; one line is needed, as `openssl rand -base64 32` \
-         prints it"
-    )]
+    #[error("it is no text, but {bytes} other bytes; a key is one line of 44 characters")]
     Binary {
         /// How many.
         bytes: usize,

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{KeyFile, Keyring};
 use crate::envelope::suite::SuiteKey;
-use crate::error::{Error, Result};
+use crate::error::{Error, KeyMaterialError, Result};
 use crate::id::Fingerprint;
 use crate::material::{self, KeyMaterial};
 use crate::sealed;
@@ -123,10 +123,19 @@ impl RootKey {
     fn from_text(text: &[u8], source: &str) -> Result<Self> {
         match KeyMaterial::from_base64_bytes(text) {
             Ok(material) => Ok(Self::from_material(material)),
-            Err(Error::KeyMaterial(why)) => Err(unavailable(format!(
-                "{source}: {why}; a store that is there opens with the key that it was made with, \
-                 never with a new one"
-            ))),
+            Err(Error::KeyMaterial(why)) => {
+                // Not the advice to make one.
+                let why = match why {
+                    KeyMaterialError::WrongLength { bytes } => {
+                        format!("32 bytes are needed, {bytes} came")
+                    }
+                    why => why.to_string(),
+                };
+                Err(unavailable(format!(
+                    "{source}: {why}; a store that is there opens with the key that it was made \
+                     with, never with a new one"
+                )))
+            }
             Err(error) => Err(error),
         }
     }

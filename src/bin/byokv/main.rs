@@ -15,6 +15,7 @@ mod failure;
 mod foreign;
 mod jsonl;
 mod key;
+mod names;
 mod open;
 mod org;
 mod record;
@@ -156,8 +157,8 @@ enum Command {
     Put(record::Put),
     /// Print a value, byte for byte
     Get(record::Name),
-    /// Delete a record; fine if there is none
-    Delete(record::Name),
+    /// Delete a record, fine if there is none, or all whose names start alike
+    Delete(record::Delete),
     /// List the names of an org's records
     List(record::List),
     /// Store records from a file: all of them, or none if one cannot be read
@@ -251,7 +252,7 @@ fn run(context: &Context, command: Command) -> Result {
         Command::Org(command) => command.run(context),
         Command::Put(put) => put.run(context),
         Command::Get(name) => name.get(context),
-        Command::Delete(name) => name.delete(context),
+        Command::Delete(delete) => delete.run(context),
         Command::List(list) => list.run(context),
         Command::Import(import) => import.run(context),
         Command::Export(export) => export.run(context),

@@ -4,15 +4,16 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use byokv::Org;
 use clap::{ArgAction, Args};
 use serde_json::json;
 
-use super::Context;
 use super::failure::{Failure, Result};
 use super::jsonl::Line;
 use super::secret::{self, Output};
-use super::ui;
+use super::{Context, erase, names, ui};
 
 #[derive(Args)]
 pub(super) struct Put {
@@ -40,21 +41,54 @@ pub(super) struct Name {
     org: String,
     /// Name of the record, 1 to 4,096 bytes
     name: OsString,
+    #[command(flatten)]
+    form: names::Form,
 }
 
 #[derive(Args)]
+pub(super) struct Delete {
+    /// Name of the org
+    org: String,
+    /// Name of the record, 1 to 4,096 bytes
+    #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
+    name: Option<OsString>,
+    /// Delete every record whose name starts so
+    #[arg(long)]
+    prefix: Option<OsString>,
+    #[command(flatten)]
+    form: names::Form,
+    /// Do not ask
+    #[arg(long, conflicts_with = "name")]
+    yes: bool,
+}
+
+const LISTED: &str = "\
+Each name is one line of visible text: backslashes, control and invisible characters and bytes that are
+not UTF-8 are escaped. What is printed can be given back with --escaped, behind `--` also where it
+begins with `-`:
+
+  byokv list acme > names
+  while read -r name; do byokv get acme --escaped -- \"$name\"; done < names";
+
+#[derive(Args)]
+#[command(after_help = LISTED)]
 pub(super) struct List {
     /// Name of the org
     org: String,
     /// Only names that start so
     #[arg(default_value = "", hide_default_value = true)]
     prefix: OsString,
+    #[command(flatten)]
+    form: names::Form,
+    /// Print each name as it is, and a zero byte after it instead of a line end
+    #[arg(long, short = '0', conflicts_with = "json")]
+    raw: bool,
 }
 
 impl Put {
     pub(super) fn run(self, context: &Context) -> Result {
         let value = secret::value(self.file.as_deref())?;
-        let name = self.record.name.as_encoded_bytes();
+        let name = &self.record.form.read(&self.record.name)?;
         context.with_store(|store| {
             let org = store.org(&self.record.org)?;
             let org = if self.durable { org.durable() } else { org };
@@ -68,7 +102,7 @@ impl Put {
 
 impl Name {
     pub(super) fn get(self, context: &Context) -> Result {
-        let name = self.name.as_encoded_bytes();
+        let name = &self.form.read(&self.name)?;
         let value = context.with_store(|store| Ok(store.org(&self.org)?.get(name)?))?;
         let value = value.ok_or_else(|| {
             let name = ui::visible(name);
@@ -82,32 +116,110 @@ impl Name {
         }
         out.finish()
     }
+}
 
-    pub(super) fn delete(self, context: &Context) -> Result {
-        let name = self.name.as_encoded_bytes();
+impl Delete {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let Self { org, name, prefix, form, yes } = self;
+        if let Some(prefix) = prefix {
+            return delete_all(context, &org, &form.read(&prefix)?, yes);
+        }
+        let name = form.read(&name.unwrap_or_default())?;
         let existed = context.with_store(|store| {
-            let org = store.org(&self.org)?.durable();
-            let existed = org.contains(name)?;
-            org.delete(name)?;
+            let org = store.org(&org)?.durable();
+            let existed = org.contains(&name)?;
+            org.delete(&name)?;
             Ok(existed)
         })?;
         let what = if existed { "deleted" } else { "was not there" };
-        let text = format!("{} {what}", ui::visible(name));
-        context.ui.done(&about(&self.org, name, "existed", existed.into()), text)
+        let text = format!("{} {what}", ui::visible(&name));
+        context.ui.done(&about(&org, &name, "existed", existed.into()), text)
+    }
+}
+
+/// Deletes every record whose name starts with `prefix`, once somebody has agreed to their number.
+fn delete_all(context: &Context, name: &str, prefix: &[u8], yes: bool) -> Result {
+    let deleted = context.with_store(|store| {
+        let org = store.org(name)?.durable();
+        let mut count = 0_u64;
+        for name in org.scan(prefix).names() {
+            name?;
+            count += 1;
+        }
+        if count > 0 {
+            let shown = ui::visible(prefix);
+            let what = format!(
+                "{} of org \"{name}\", whose names start with \"{shown}\", {} deleted. Nobody can bring \
+                 {} back.",
+                ui::records(count),
+                if count == 1 { "is" } else { "are" },
+                if count == 1 { "it" } else { "them" },
+            );
+            erase::confirm(context.ui, name, &what, yes)?;
+        }
+        let (mut deleted, bar) = (0, context.ui.bar());
+        in_batches(&org, prefix, |batch| {
+            deleted += batch;
+            bar.count("deleting", deleted, count);
+        })
+        .inspect_err(|_| {
+            let of = ui::records(count);
+            context.ui.warn(format_args!("{deleted} of {of} were deleted before the error"));
+        })?;
+        Ok(deleted)
+    })?;
+    let prefix = match str::from_utf8(prefix) {
+        Ok(prefix) => json!({"prefix": prefix}),
+        Err(_) => json!({"prefix_base64": STANDARD.encode(prefix)}),
+    };
+    let mut json = json!({"org": name, "deleted": deleted});
+    for (field, value) in prefix.as_object().into_iter().flatten() {
+        json[field] = value.clone();
+    }
+    context.ui.done(&json, format_args!("{} deleted", ui::records(deleted)))
+}
+
+fn in_batches(org: &Org, prefix: &[u8], mut deleted: impl FnMut(u64)) -> Result {
+    const RECORDS: u64 = 1000;
+    let mut names = org.scan(prefix).names();
+    loop {
+        let (mut batch, mut len) = (org.batch(), 0);
+        while len < RECORDS
+            && let Some(name) = names.next().transpose()?
+        {
+            batch = batch.delete(name);
+            len += 1;
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        batch.commit()?;
+        deleted(len);
     }
 }
 
 impl List {
     pub(super) fn run(self, context: &Context) -> Result {
+        let prefix = self.form.read(&self.prefix)?;
         context.with_store(|store| {
             let org: Org = store.org(&self.org)?;
             let mut out = Output::new()?;
-            for name in org.scan(self.prefix.as_encoded_bytes()).names() {
+            for name in org.scan(prefix).names() {
                 let name = name?;
                 if context.ui.json {
                     out.json(&Line { name: &name, value: None })?;
-                } else {
+                } else if !self.raw {
                     writeln!(out, "{}", ui::visible(&name))?;
+                } else if name.contains(&b'\0') {
+                    out.flush()?;
+                    return Err(Failure::Failed(format!(
+                        "the name \"{}\" has a zero byte, which --raw cannot tell from its end; list \
+                         without --raw, or with --json",
+                        ui::visible(&name)
+                    )));
+                } else {
+                    out.write_all(&name)?;
+                    out.write_all(b"\0")?;
                 }
             }
             out.finish()

@@ -1,6 +1,7 @@
 //! `byokv import` and `export`.
 
 use std::collections::{HashMap, hash_map};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use super::failure::{Failure, Result};
 use super::jsonl::{self, Line};
 use super::secret::{self, Output, Secret};
 use super::ui::{self, Bar};
-use super::{docker, dotenv_read, dotenv_write};
+use super::{docker, dotenv_read, dotenv_write, names};
 
 const READERS: &str = "\
 dotenv has no one format. What is written as `dotenv` bash (`set -a; . ./.env`), node (--env-file,
@@ -32,7 +33,9 @@ pub(super) struct Import {
     format: Format,
     /// Put this before every name
     #[arg(long, default_value = "", hide_default_value = true)]
-    prefix: String,
+    prefix: OsString,
+    #[command(flatten)]
+    form: names::Form,
     /// Of records with the same name take the last, instead of refusing the file
     #[arg(long)]
     last_wins: bool,
@@ -50,7 +53,9 @@ pub(super) struct Export {
     format: Format,
     /// Only names that start so
     #[arg(long, default_value = "", hide_default_value = true)]
-    prefix: String,
+    prefix: OsString,
+    #[command(flatten)]
+    form: names::Form,
     /// Leave the prefix out of the names
     #[arg(long)]
     strip_prefix: bool,
@@ -70,6 +75,7 @@ type Records = Vec<(Vec<u8>, Secret)>;
 
 impl Import {
     pub(super) fn run(self, context: &Context) -> Result {
+        let prefix = self.form.read(&self.prefix)?;
         let content = secret::read(self.file.as_deref(), u64::MAX)?;
         // Some editors put a byte order mark there.
         let text = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
@@ -81,7 +87,7 @@ impl Import {
         };
         drop(content);
         let (records, passed_over) = entries
-            .and_then(|entries| self.records(entries).map_err(|refusal| vec![refusal]))
+            .and_then(|entries| self.records(entries, &prefix).map_err(|refusal| vec![refusal]))
             .map_err(|refusals| refused(&refusals))?;
         context.with_store(|store| {
             let org = store.org(&self.org)?;
@@ -109,11 +115,11 @@ impl Import {
     }
 
     /// Returns what is to be stored, each name once, and how many entries are not.
-    fn records(&self, entries: Vec<Entry>) -> Result<(Records, u64), Refusal> {
+    fn records(&self, entries: Vec<Entry>, prefix: &[u8]) -> Result<(Records, u64), Refusal> {
         let mut seen: HashMap<Vec<u8>, (u64, usize)> = HashMap::new();
         let (mut records, mut passed_over): (Records, u64) = (Vec::new(), 0);
         for Entry { line, name, value } in entries {
-            let name = [self.prefix.as_bytes(), &name].concat();
+            let name = [prefix, &name].concat();
             if name.is_empty() || name.len() > MAX_NAME_LEN {
                 return Err(Refusal::new(line, format!("a name has 1 to {MAX_NAME_LEN} bytes")));
             }
@@ -186,14 +192,15 @@ fn write(org: &Org, records: &Records, written: &mut u64, bar: &Bar) -> byokv::R
 
 impl Export {
     pub(super) fn run(self, context: &Context) -> Result {
+        let prefix = self.form.read(&self.prefix)?;
         let (mut count, mut quoted) = (0, 0);
         context.with_store(|store| {
             let mut out = Output::new()?;
             // What programs shall read is written whole or not at all.
             let (mut lines, mut refused) = (Vec::new(), Refused::default());
-            for record in store.org(&self.org)?.scan(&self.prefix) {
+            for record in store.org(&self.org)?.scan(&prefix) {
                 let record = record?;
-                let strip = if self.strip_prefix { self.prefix.len() } else { 0 };
+                let strip = if self.strip_prefix { prefix.len() } else { 0 };
                 let name = record.name.get(strip..).unwrap_or_default();
                 let line = match self.format {
                     Format::Jsonl => {
