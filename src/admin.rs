@@ -68,6 +68,9 @@ pub struct KeyStatus {
     pub created_unix_ms: u64,
     /// When it was retired.
     pub retired_unix_ms: Option<u64>,
+    /// Of a version that was replaced and is not retired: by which policy it will be. It is the
+    /// strictest that its org has had since, not the org's of now.
+    pub retires: Option<RetirePolicy>,
     /// Since when it is held before its retirement.
     pub held_since_unix_ms: Option<u64>,
     /// How much observed time ([`ClockStatus::observed_ms`](crate::ClockStatus::observed_ms)) has
@@ -260,6 +263,10 @@ impl KeyAdmin {
     /// Changes what the org may do, and returns each setting that is another one now, as the audit
     /// log notes it. A key that it brought stays.
     ///
+    /// A weakened policy destroys nothing by itself: a key that was replaced already is retired by the
+    /// strictest policy that the org has had since ([`KeyStatus::retires`]), also if it is not held
+    /// yet. [`retire`](Self::retire) lets a held key go before its time.
+    ///
     /// # Errors
     /// [`Error::KeyConflict`](crate::Error::KeyConflict) if the policy names another suite or
     /// [`NamePolicy`](crate::NamePolicy) than the org has; [`Error::InvalidOption`](crate::Error::InvalidOption) for a limit that every
@@ -267,7 +274,7 @@ impl KeyAdmin {
     pub fn set_policy(&self, org: &str, policy: OrgPolicy) -> Result<Vec<PolicyChange>> {
         let state = self.engine.org(org)?;
         let changes = self.engine.set_policy(&state, policy)?;
-        // What is held may have to go sooner now, or later.
+        // What is held may have to stay longer now.
         if self.rotations.is_rotating(&state) {
             self.rotations.wake(&state);
         }
@@ -493,7 +500,11 @@ pub(crate) fn moment(engine: &Engine) -> Moment {
 }
 
 pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
-    let left = |v: &VersionEntry| match entry.policy.retire() {
+    let retires = |v: &VersionEntry| {
+        let is_leaving = v.version != entry.newest().version && v.state != KeyState::Retired;
+        is_leaving.then(|| entry.retire_policy(v))
+    };
+    let left = |v: &VersionEntry| match entry.retire_policy(v) {
         RetirePolicy::AfterHold(hold) if v.retired.is_none() => {
             let end = v.held?.observed.saturating_add(millis(hold));
             Some(end.saturating_sub(observed))
@@ -507,6 +518,7 @@ pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
         fingerprint: v.fingerprint,
         created_unix_ms: v.created,
         retired_unix_ms: v.retired,
+        retires: retires(v),
         held_since_unix_ms: v.held.filter(|_| v.retired.is_none()).map(|hold| hold.since),
         hold_left_ms: left(v),
         hold_ends_unix_ms: left(v).and_then(|left| Some(wall?.saturating_add(left))),

@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// A version under which no record is left waits for an operator's word.
     #[error(
-        "org \"{org}\": nothing is left under {version}, which its policy retires only by hand; \
+        "org \"{org}\": nothing is left under {version}, which is to be retired by hand only; \
          it is held until `KeyAdmin::retire` is called",
         org = escape(.org.as_bytes())
     )]

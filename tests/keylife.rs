@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{
-    AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, Phase, RetirePolicy, RootKey,
-    Store, Throttle, failpoint,
+    AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, Phase, PolicyChange,
+    RetirePolicy, RootKey, Store, Throttle, failpoint,
 };
-use common::{Ended, Place, check_filled, escape, filled, key_text, material, tamper};
+use common::{Ended, Held, Place, check_filled, escape, filled, key_text, material, tamper};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -88,21 +88,89 @@ fn a_word_that_comes_before_the_hold_is_reported_counts() {
     }
 }
 
-/// Found by the model: a held key stayed until a restart or an operator's word.
+fn held(store: &Store, org: &str) -> bool {
+    store.keys().status(org).unwrap().versions[0].held_since_unix_ms.is_some()
+}
+
+/// Finding P11: `--retire immediate` destroyed a key that was held at once. Whatever weakens a policy
+/// holds for keys that are replaced later.
 #[test]
-fn a_held_key_goes_when_the_policy_holds_none_any_more() {
-    let place = Place::new();
-    let store = place.open();
-    filled(&store, "acme", 20);
-    for held in [RetirePolicy::Manual, RetirePolicy::AfterHold(Duration::from_secs(3600))] {
-        store.keys().set_policy("acme", policy(held)).unwrap();
+fn a_weakened_policy_destroys_no_key_that_was_replaced_before() {
+    use RetirePolicy::{AfterHold, Immediate, Manual};
+
+    let (short, hour, day) = (
+        AfterHold(Duration::ZERO),
+        AfterHold(Duration::from_secs(3600)),
+        AfterHold(Duration::from_secs(24 * 3600)),
+    );
+    // The policy under which the key is replaced, those that follow, the strictest of them.
+    for (number, (first, later, strictest)) in [
+        (hour, vec![Immediate], hour),
+        (Manual, vec![Immediate], Manual),
+        (Manual, vec![hour, short], Manual),
+        (day, vec![hour], day),
+        // What was strengthened and weakened again stays strengthened.
+        (hour, vec![Manual, hour, Immediate], Manual),
+        (short, vec![day, short], day),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let place = Place::new();
+        let store = place.open();
+        filled(&store, "acme", 20);
+        store.keys().set_policy("acme", policy(first)).unwrap();
+        // Of the last two the hold has not begun when the policy changes.
+        let late = Held::at("verify.counted", if number > 3 { "acme" } else { "nobody" });
         let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+        if number > 3 {
+            late.wait();
+        } else {
+            while !held(&store, "acme") {
+                let _ = rotation.wait_timeout(Duration::from_millis(5));
+            }
+        }
+        for weaker in later {
+            store.keys().set_policy("acme", policy(weaker).with_byok(false)).unwrap();
+        }
+        drop(late);
         while rotation.progress().phase != Phase::Held {
             let _ = rotation.wait_timeout(Duration::from_millis(5));
         }
-        store.keys().set_policy("acme", policy(RetirePolicy::Immediate)).unwrap();
-        rotation.ended();
+        drop(rotation);
+        store.close().unwrap();
+
+        let store = place.open();
+        let key = store.keys().status("acme").unwrap().versions[0].clone();
+        assert_eq!((key.state, key.retires), (KeyState::DecryptOnly, Some(strictest)), "{number}");
+        let rotation = store.keys().rotation("acme").unwrap().unwrap();
+        while rotation.progress().phase != Phase::Held {
+            let _ = rotation.wait_timeout(Duration::from_millis(5));
+        }
+        assert_eq!(states(&store, "acme"), [KeyState::DecryptOnly, KeyState::Active], "{number}");
+        // An operator may, and what is replaced from now on goes as the policy of now says.
+        store.keys().retire("acme").unwrap().ended();
+        store.keys().set_policy("acme", policy(Immediate)).unwrap();
+        store.keys().return_to_platform_key("acme").unwrap().ended();
+        let expected = [KeyState::Retired, KeyState::Retired, KeyState::Active];
+        assert_eq!(states(&store, "acme"), expected, "{number}");
     }
+}
+
+/// The count has cleared the key already when the policy becomes stricter.
+#[test]
+fn a_policy_that_comes_before_the_key_is_destroyed_counts() {
+    let place = Place::new();
+    let store = place.open();
+    filled(&store, "acme", 20);
+    let mut judged = Held::at("retire.synced", "acme");
+    let rotation = store.keys().provision("acme", material(&key_text())).unwrap();
+    judged.wait();
+    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    judged.let_go();
+    assert!(matches!(rotation.wait_timeout(SOON), Err(Error::RetirementAwaited { .. })));
+    assert_eq!(states(&store, "acme"), [KeyState::DecryptOnly, KeyState::Active]);
+    store.keys().retire("acme").unwrap().ended();
 }
 
 #[test]
@@ -128,9 +196,7 @@ fn a_hold_ends_by_itself() {
         assert!(rotation.wait_timeout(Duration::from_millis(5)).unwrap().is_none());
     }
     assert!(rotation.progress().reason.unwrap().contains("is held for"));
-    // The policy may change its mind.
-    store.keys().set_policy("late", policy(RetirePolicy::Immediate)).unwrap();
-    rotation.resume().unwrap();
+    store.keys().retire("late").unwrap();
     rotation.ended();
     drop(late);
 }
@@ -445,15 +511,18 @@ fn a_rotation_ends_with_its_org_and_cannot_pause_the_erasure() {
     assert!(certificate.is_some(), "{}", erasure.progress());
 }
 
-/// A policy that lets a held key go at once does.
+/// A policy that keeps a held key longer does, without a restart.
 #[test]
-fn a_shorter_hold_is_heard_of_at_once() {
+fn a_stricter_policy_is_heard_of_at_once() {
     let place = Place::new();
     let store = place.open();
     drop(filled(&store, "acme", 20));
-    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    let hour = RetirePolicy::AfterHold(Duration::from_secs(3600));
+    store.keys().set_policy("acme", policy(hour)).unwrap();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
-    assert!(matches!(rotation.wait(), Err(Error::RetirementAwaited { .. })));
-    store.keys().set_policy("acme", policy(RetirePolicy::Immediate)).unwrap();
-    rotation.ended();
+    while !held(&store, "acme") {
+        assert!(rotation.wait_timeout(Duration::from_millis(5)).unwrap().is_none());
+    }
+    store.keys().set_policy("acme", policy(RetirePolicy::Manual)).unwrap();
+    assert!(matches!(rotation.wait_timeout(SOON), Err(Error::RetirementAwaited { .. })));
 }

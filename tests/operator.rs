@@ -71,6 +71,11 @@ const STORY: &[Part] = &[
     Runs("openssl rand -base64 32 > next.key; chmod 600 next.key"),
     Runs("byokv key provision acme --file next.key"),
     Runs("byokv key list acme"),
+    Says(
+        "A weaker policy destroys nothing by itself: it is for keys that are replaced later. What is held \
+         waits for the operator's word.",
+    ),
+    Runs("byokv org policy acme --retire immediate"),
     Runs("byokv key retire acme"),
     Says(
         "## The kill switch\n\nSuspended, the org's records cannot be read by anybody, nor written or deleted, until the same key is given back. What a rotation has not brought under that key yet can; the tool says how much.",

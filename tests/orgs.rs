@@ -4,7 +4,9 @@
 
 mod common;
 
-use byokv::{Error, Options, OrgPolicy};
+use std::time::Duration;
+
+use byokv::{AuditEvent, Error, Options, OrgPolicy, PolicyChange, RetirePolicy};
 use common::Place;
 
 #[test]
@@ -85,4 +87,38 @@ fn a_store_keeps_the_segments_that_it_was_made_with() {
     assert!(store.org("acme").unwrap().contains("n").unwrap());
     store.close().unwrap();
     assert!(conf().contains("segment_size: 1048576"));
+}
+
+/// Finding P11: the log said that something was changed, and not what.
+#[test]
+fn a_policy_says_before_and_after() {
+    let place = Place::new();
+    let store = place.open();
+    store.create_org("acme", OrgPolicy::byok()).unwrap();
+    let keys = store.keys();
+    let hold = RetirePolicy::AfterHold(Duration::from_secs(60));
+    let after = OrgPolicy::platform_only().with_retire(hold).with_rotation_after_records(9);
+    let after = after.with_rotation_after_age(Duration::from_secs(86_400));
+    let changes = keys.set_policy("acme", after.clone()).unwrap();
+    assert_eq!(
+        changes,
+        [
+            PolicyChange::Byok { before: true, after: false },
+            PolicyChange::Retire { before: RetirePolicy::Immediate, after: hold },
+            PolicyChange::RotationAfterAge {
+                before: None,
+                after: Some(Duration::from_secs(86_400))
+            },
+            PolicyChange::RotationAfterRecords { before: None, after: Some(9) },
+        ]
+    );
+    let entry = keys.audit().last().unwrap().unwrap();
+    assert_eq!(entry.event, AuditEvent::PolicyChanged { changes });
+    let said = "policy changed (byok: yes -> no, retire: at once -> after a hold of 1m, rotate after \
+                age: never -> 1 day, rotate after records: never -> 9)  org acme";
+    assert!(entry.to_string().ends_with(said), "{entry}");
+    assert!(keys.set_policy("acme", after).unwrap().is_empty());
+    assert_eq!(keys.audit().last().unwrap().unwrap().number, entry.number, "nothing to note");
+    let changes = keys.set_policy("acme", OrgPolicy::byok().with_rotation_after_bytes(7)).unwrap();
+    assert_eq!(changes.len(), 5);
 }

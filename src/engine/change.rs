@@ -257,7 +257,7 @@ impl Engine {
                 ));
             }
             let changes = entry.policy.changes(&policy);
-            entry.policy = policy;
+            entry.set_policy(policy);
             let event = AuditEvent::PolicyChanged { changes: changes.clone() };
             drafts.push(Draft::new(event).org(&org.name, org.id));
             Ok(changes)

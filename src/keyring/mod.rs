@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
+use crate::policy::RetirePolicy;
 use crate::time::observed::Seen;
 
 pub use delivery::KeyFile;
@@ -132,6 +133,8 @@ pub(crate) struct VersionEntry {
     pub(crate) held: Option<Hold>,
     /// An operator said that it may go.
     pub(crate) released: bool,
+    /// Of a version that was replaced: the strictest policy that the org has had since.
+    pub(crate) retire_by: Option<RetirePolicy>,
     /// Nothing sealed under it was left in the database's files when they were last searched.
     pub(crate) residue_erased: bool,
     /// Since when it is known that it is due, milliseconds since 1970, and why.
@@ -349,6 +352,8 @@ impl Keyring {
         let from = org.newest().version;
         let to = from.next().ok_or_else(|| org.conflict("its version numbers are used up"))?;
         org.transition(from, KeyState::DecryptOnly)?;
+        let policy = org.policy.retire();
+        org.note(from, |replaced| replaced.retire_by = Some(policy))?;
         org.versions.push(VersionEntry::active(to, origin, fingerprint, material, times));
         Ok(Installed { from, to, fingerprint })
     }
@@ -424,6 +429,23 @@ impl OrgEntry {
         entry.material = None;
         entry.retired = Some(now);
         Ok(())
+    }
+
+    /// Returns by which policy the version is retired once no record is left under it.
+    pub(crate) fn retire_policy(&self, version: &VersionEntry) -> RetirePolicy {
+        version.retire_by.unwrap_or(self.policy.retire())
+    }
+
+    /// Takes another policy. Versions that were replaced before keep the strictest policy since: a
+    /// weakened one destroys nothing by itself.
+    pub(crate) fn set_policy(&mut self, policy: OrgPolicy) {
+        let (before, after) = (self.policy.retire(), policy.retire());
+        let newest = self.newest().version;
+        let replaced = self.versions.iter_mut().filter(|version| version.version != newest);
+        for version in replaced.filter(|version| version.state != KeyState::Retired) {
+            version.retire_by = Some(version.retire_by.unwrap_or(before).stricter(after));
+        }
+        self.policy = policy;
     }
 
     /// Changes what is noted of a version besides its state.
@@ -519,6 +541,7 @@ impl VersionEntry {
             retired: None,
             held: None,
             released: false,
+            retire_by: None,
             residue_erased: false,
             due: None,
             inherited: false,

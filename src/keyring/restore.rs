@@ -173,6 +173,7 @@ impl Keyring {
             retired: Some(v.retired.unwrap_or(now)),
             held: None,
             released: false,
+            retire_by: None,
             // Nothing was ever sealed under it here.
             residue_erased: true,
             due: None,

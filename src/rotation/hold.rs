@@ -29,6 +29,12 @@ impl Verdict {
     }
 }
 
+/// Whether the version may be retired by `now`, if no record is left under it: whoever judged it
+/// earlier may have been overtaken by a stricter policy.
+pub(super) fn may_go(entry: &OrgEntry, version: KeyVersion, now: u64) -> bool {
+    judge(entry, &[version], false, now).go == [version]
+}
+
 /// The rule alone, at `now` on the store's observed clock: no setting of a clock ends a hold.
 /// `broken` says whether a held version was needed.
 fn judge(entry: &OrgEntry, versions: &[KeyVersion], broken: bool, now: u64) -> Verdict {
@@ -36,7 +42,7 @@ fn judge(entry: &OrgEntry, versions: &[KeyVersion], broken: bool, now: u64) -> V
     for version in versions.iter().filter_map(|version| entry.version(*version)) {
         let hold = version.held.filter(|_| !broken);
         let since = hold.map_or(now, |hold| hold.observed);
-        let until = match entry.policy.retire() {
+        let until = match entry.retire_policy(version) {
             RetirePolicy::Immediate => Some(now),
             RetirePolicy::AfterHold(hold) => Some(since.saturating_add(millis(hold))),
             RetirePolicy::Manual => None,

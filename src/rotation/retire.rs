@@ -2,6 +2,7 @@
 //! that only it can make, so no other order compiles (invariant 8).
 
 use super::count::Counted;
+use super::hold::may_go;
 use super::pass::{CleanPass, Rewritten};
 use crate::audit::{Certificate, CertificateKind};
 use crate::engine::{Claim, Engine, OrgState};
@@ -78,10 +79,13 @@ pub(super) fn retire(
             records_verified: pass.records,
             ..Claim::new(kind, org.id, version, successor)
         };
-        let now = keyring.time.wall;
+        let (now, observed) = (keyring.time.wall, keyring.time.observed);
         let entry = keyring.org_mut(org.id, &org.name)?;
         let mut claims = Vec::new();
         for &version in &versions {
+            if !may_go(entry, version, observed) {
+                continue;
+            }
             entry.retire(version, now)?;
             let rewritten = count(&|v, _| v == version);
             claims.push(claim(CertificateKind::KeyRetired, version, rewritten));

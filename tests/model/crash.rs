@@ -2,7 +2,7 @@
 
 use byokv::{KeyState, RetirePolicy};
 
-use super::known::{KnownOrg, KnownVersion};
+use super::known::KnownOrg;
 use super::ops::{Bytes, ORGS, Op, Retire, name_of};
 use super::world::{World, create, material};
 
@@ -26,11 +26,11 @@ impl World {
             let known = &mut self.known.orgs[i];
             known.changed.clear();
             known.may_bring_key = status.policy.may_bring_key();
-            known.retire = match status.policy.retire() {
+            known.set_retire(match status.policy.retire() {
                 RetirePolicy::Immediate => Retire::Immediate,
                 RetirePolicy::AfterHold(_) => Retire::AfterAnHour,
                 RetirePolicy::Manual => Retire::Manual,
-            };
+            });
             if status.suite != known.suite() {
                 assert!(matches!(op, Some(Op::ChangeSuite(who)) if who.index() == i));
                 (known.suite, known.suite_changing) = (known.next_suite(), true);
@@ -39,7 +39,7 @@ impl World {
                 assert_eq!(status.versions.len(), known.versions.len() + 1);
                 let newest = status.versions.last().unwrap().fingerprint;
                 let brought = (0..=self.known.made).find(|n| material(*n).fingerprint() == newest);
-                known.versions.push(KnownVersion { brought, suspended: false });
+                known.install(brought);
             }
             for (known, status) in known.versions.iter_mut().zip(&status.versions) {
                 known.suspended = status.state == KeyState::Suspended;

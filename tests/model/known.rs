@@ -43,6 +43,14 @@ pub(crate) struct KnownVersion {
     /// The number of a key that the customer brought.
     pub(crate) brought: Option<u64>,
     pub(crate) suspended: bool,
+    /// The strictest policy since it was replaced.
+    pub(crate) retires: Retire,
+}
+
+impl KnownVersion {
+    pub(crate) fn new(brought: Option<u64>) -> Self {
+        Self { brought, suspended: false, retires: Retire::Immediate }
+    }
 }
 
 impl KnownOrg {
@@ -56,7 +64,7 @@ impl KnownOrg {
             suite: 0,
             suite_changing: false,
             paused: false,
-            versions: vec![KnownVersion { brought: None, suspended: false }],
+            versions: vec![KnownVersion::new(None)],
             changed: BTreeSet::new(),
         }
     }
@@ -72,6 +80,22 @@ impl KnownOrg {
             self.records.sort();
         }
         self.changed.insert(name.0.clone());
+    }
+
+    /// The newest key is replaced by another.
+    pub(crate) fn install(&mut self, brought: Option<u64>) {
+        if let Some(replaced) = self.versions.last_mut() {
+            replaced.retires = self.retire;
+        }
+        self.versions.push(KnownVersion::new(brought));
+    }
+
+    /// What is replaced already keeps what is stricter.
+    pub(crate) fn set_retire(&mut self, retire: Retire) {
+        self.retire = retire;
+        if let Some((_, replaced)) = self.versions.split_last_mut() {
+            replaced.iter_mut().for_each(|version| version.retires = version.retires.max(retire));
+        }
     }
 
     pub(crate) fn newest(&self) -> &KnownVersion {

@@ -47,7 +47,8 @@ impl Arbitrary<'_> for Bytes {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// From the one that keeps a key shortest to the one that keeps it longest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[cfg_attr(fuzzing, derive(Arbitrary))]
 #[cfg_attr(not(fuzzing), derive(Serialize, Deserialize))]
 pub(crate) enum Retire {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::known::{Known, KnownOrg, KnownVersion};
+use super::known::{Known, KnownOrg};
 use super::ops::{BLINDED, Bytes, ORGS, Op, Retire, Who, name_of};
 use byokv::{
     Error, KeyMaterial, KeyState, NamePolicy, Options, Org, OrgPolicy, Origin, Phase, Record,
@@ -222,7 +222,7 @@ impl World {
         match done {
             Ok(_) => {
                 assert!(!known.newest().suspended && (brought.is_none() || known.may_bring_key));
-                known.versions.push(KnownVersion { brought, suspended: false });
+                known.install(brought);
             }
             Err(Error::NotEntitled { .. }) => assert!(brought.is_some() && !known.may_bring_key),
             Err(Error::KeyConflict { .. }) => assert!(known.newest().suspended),
@@ -239,13 +239,18 @@ impl World {
         }
         while let Some(rotation) = keys.rotation(&name_of(i)).unwrap() {
             match rotation.wait_timeout(Duration::from_millis(20)) {
-                Err(Error::RetirementAwaited { .. }) => {
-                    assert_eq!(known.retire, Retire::Manual, "held, but not by its policy");
+                Err(Error::RetirementAwaited { version, .. }) => {
+                    let held = &known.versions[version.get() as usize - 1];
+                    assert_eq!(held.retires, Retire::Manual, "held, but not by its policy");
                     break;
                 }
                 ended => drop(ended.unwrap()),
             }
-            if known.retire == Retire::AfterAnHour && rotation.progress().phase == Phase::Held {
+            let status = keys.status(&name_of(i)).unwrap();
+            let (_, before) = status.versions.split_last().unwrap();
+            let mut left = before.iter().filter(|version| version.state != KeyState::Retired);
+            let all_held = left.all(|version| version.held_since_unix_ms.is_some());
+            if all_held && rotation.progress().phase == Phase::Held {
                 break;
             }
         }
@@ -257,8 +262,9 @@ impl World {
         assert!(census.by_suite.keys().all(|suite| *suite == known.suite()));
         let (last, before) = status.versions.split_last().unwrap();
         assert_eq!(last.state, KeyState::Active);
-        if known.retire == Retire::Immediate {
-            assert!(before.iter().all(|version| version.state == KeyState::Retired));
+        for (version, known) in before.iter().zip(&known.versions) {
+            let is_retired = version.state == KeyState::Retired;
+            assert!(is_retired || known.retires != Retire::Immediate, "{version:?}");
         }
         if !status.rotating {
             known.suite_changing = false;
@@ -275,7 +281,8 @@ impl World {
         match keys.retire(&name_of(i)) {
             Err(Error::KeyConflict { .. }) => assert!(!held || !settled),
             Ok(rotation) => {
-                assert!(known.retire != Retire::Immediate || !settled);
+                let mut known = known.versions.iter();
+                assert!(known.any(|known| known.retires != Retire::Immediate) || !settled);
                 if settled {
                     let ended = rotation.wait_timeout(LONG).unwrap();
                     ended.expect("retired at an operator's word");
@@ -449,7 +456,8 @@ impl World {
             }
             Op::SetPolicy(who, may_bring_key, retire) => {
                 let known = &mut self.known.orgs[who.index()];
-                (known.may_bring_key, known.retire) = (*may_bring_key, *retire);
+                known.may_bring_key = *may_bring_key;
+                known.set_retire(*retire);
                 keys.set_policy(&name_of(who.index()), known.policy()).unwrap();
             }
             Op::Wait(who) => self.wait(who.index()),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Context;
 use super::erase;
-use super::failure::Result;
+use super::failure::{Result, quoted};
 use super::ui::{self, Ui};
 
 #[derive(Subcommand)]
@@ -115,7 +115,19 @@ impl Policy {
         for change in &changes {
             text += &format!("\n  {change}");
         }
-        let mut json = json!(store.keys().status(&self.name)?);
+        let status = store.keys().status(&self.name)?;
+        for key in &status.versions {
+            if let Some(retires) = key.retires.filter(|retires| *retires != status.policy.retire())
+            {
+                text += &format!(
+                    "\n  {} was replaced before, and retires {retires}; `byokv key retire {}` lets it go \
+                     once it is held",
+                    key.version,
+                    quoted(&self.name)
+                );
+            }
+        }
+        let mut json = json!(status);
         json["changes"] = json!(changes);
         ui.done(&json, text)
     }

@@ -274,7 +274,7 @@ pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -
         false => ui.done(
             &json(&[]),
             format_args!(
-                "nothing is left under the old key, which is held by the org's policy; \
+                "nothing is left under the old key, which is held as the org's policy wants it; \
                  `byokv key retire {}` lets it go",
                 quoted(org)
             ),
