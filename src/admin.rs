@@ -239,10 +239,12 @@ impl KeyAdmin {
     /// Erases an org: when this returns, every key that it had is destroyed, durably, and its
     /// name is free; with what the store has, nobody can read its records any more. They are then
     /// deleted in the background, across restarts, until a certificate says that none is left.
-    /// There is no way back.
+    /// There is no way back. Reads all records of the org first, to see that none is missing.
     ///
     /// # Errors
-    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown); disk errors of the machine.
+    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown); [`Error::RolledBack`](crate::Error::RolledBack)
+    /// if a record of the org is missing or older than it was, and no key was destroyed; disk errors
+    /// of the machine.
     pub fn erase_org(&self, org: &str) -> Result<Erasure> {
         let state = self.engine.erase_org(org)?;
         self.rotations.erase(&state);

@@ -354,7 +354,8 @@ pub enum Error {
     /// A part of the store is older than the rest proves it must be.
     #[error(
         "the store went back in time: {what}; bring back the newest copy, or \
-         accept the loss with `Options::danger_accept_rollback`, which is audited",
+         accept the loss with `Store::danger_accept_loss` or `Options::danger_accept_rollback`, which \
+         is audited",
         what = clean(.what)
     )]
     RolledBack {

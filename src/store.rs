@@ -163,6 +163,42 @@ impl Store {
         self.engine.verify_org(&*self.engine.org(org)?).map(drop)
     }
 
+    /// Accepts that records of an org are missing or older than they were: what it holds now is taken
+    /// for all that it should hold, and what waited for the rest goes on, a rotation as well as an
+    /// erasure. Audited. Keep a copy of the data directory first: this destroys the evidence, and lets
+    /// keys be destroyed that a record may need which comes back. Returns false if nothing is missing.
+    ///
+    /// Reads the org's records. [`Options::danger_accept_rollback`] accepts all that is missing of a
+    /// store, also of one that does not open otherwise.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// store.create_org("acme", OrgPolicy::byok())?.put("token", "s3cret")?;
+    /// assert!(!store.danger_accept_loss("acme")?);
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OrgUnknown`] for an org that there is not, and that is not being erased; disk errors of
+    /// the machine.
+    pub fn danger_accept_loss(&self, org: &str) -> Result<bool> {
+        let erased = self.engine.half_erased().into_iter().rfind(|erased| &*erased.name == org);
+        let (state, is_erased) = match (self.engine.org(org), erased) {
+            (Ok(state), _) => (state, false),
+            (Err(_), Some(erased)) => (erased, true),
+            (Err(unknown), None) => return Err(unknown),
+        };
+        let accepted = self.engine.accept_loss(&state)?;
+        if accepted && is_erased {
+            self.rotations.erase(&state);
+        } else if accepted {
+            self.rotations.wake(&state);
+        }
+        Ok(accepted)
+    }
+
     /// Wraps the keyring under another root key, in one atomic step. The old root key no longer
     /// opens the store; copies of the keyring that were made before still open with it.
     ///
@@ -213,7 +249,8 @@ impl Store {
     /// ([`Certificate::scope`](crate::Certificate::scope)). Needs as much free space as the live data takes.
     /// Reads go on; writes are held up for the switch alone
     /// ([`ResidueErased::writes_paused`]). May be killed at any moment: the next open goes on
-    /// with the old or the new database, and removes the other.
+    /// with the old or the new database, and removes the other. What was copied must be what the
+    /// digest says, or the old database goes on and nothing is certified.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -229,8 +266,9 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ResidueBusy`], [`Error::DiskFull`]; [`Error::OutsideStore`] if a link or a mount point
-    /// lies where the store keeps files; disk errors of the machine. Nothing is lost.
+    /// [`Error::ResidueBusy`]; [`Error::RolledBack`] if a record is missing or older than it was;
+    /// [`Error::OutsideStore`] if a link or a mount point lies where the store keeps files;
+    /// [`Error::DiskFull`]; disk errors of the machine. Nothing is lost.
     pub fn erase_residue(&self) -> Result<ResidueErased> {
         self.engine.erase_residue()
     }

@@ -195,6 +195,9 @@ fn nameless_records_can_be_removed() {
     let said: Vec<_> = store.keys().audit().map(|entry| entry.unwrap().to_string()).collect();
     assert!(said.iter().any(|entry| entry.contains("4 records whose name does not open")));
     rotation.resume().unwrap();
+    // Somebody wrote behind the store's back, which is known until it is accepted.
+    assert!(rotation.wait().unwrap_err().is_rollback());
+    assert!(store.danger_accept_loss("acme").unwrap());
     rotation.ended();
     check_filled(&org, 9);
     all_under(&store, "acme", 3, 9);
@@ -234,6 +237,8 @@ fn an_old_place_is_found_by_the_count_and_loses_to_the_new() {
     store.keys().set_throttle(Throttle::unlimited()).unwrap();
     let rotation = store.keys().rotation("acme").unwrap().unwrap();
     rotation.resume().unwrap();
+    assert!(rotation.wait().unwrap_err().is_rollback());
+    assert!(store.danger_accept_loss("acme").unwrap());
     rotation.ended();
     assert!(org.scan("").all(|record| record.unwrap().value == b"new"[..]));
     all_under(&store, "acme", 2, 5);

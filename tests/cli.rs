@@ -430,12 +430,25 @@ fn a_damaged_record_is_found_named_and_mended() {
 
     assert!(shell.run("put acme n00003", b"v3").status.success());
     shell.fine("delete acme n00007");
-    // It may have ended while the store was open for the deletion.
+    // Somebody wrote behind the store's back: mended or not, that is known until it is accepted.
+    let (code, error) = shell.refused("rotation wait acme", b"");
+    assert!(code == 6 && error.contains("no key was destroyed"), "{error}");
+    for check in ["verify", "verify acme", "verify --deep"] {
+        let (code, error) = shell.refused(check, b"");
+        assert!(code == 6 && error.contains("records of org \"acme\""), "{error}");
+        assert!(error.contains("byokv verify ORG --accept-loss"), "{error}");
+    }
+    let output = shell.run("doctor", b"");
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(report.contains("records of org \"acme\""), "{report}");
+    assert_eq!(shell.refused("verify acme --accept-loss", b"").0, 2);
+    assert_eq!(shell.json("verify acme --accept-loss --yes")[0]["accepted"], true);
+    assert_eq!(shell.json("verify acme --accept-loss --yes")[0]["accepted"], false);
+    // It may have ended while the store was open for that.
     shell.fine("rotation wait acme");
     assert_eq!(shell.json("certificate show acme 1")[0]["records_verified"], 19);
-    // Somebody wrote behind the store's back: mended or not, that stays known.
-    let (code, error) = shell.refused("verify --deep", b"");
-    assert!(code == 6 && error.contains("missing or older"), "{error}");
+    assert!(shell.fine("audit --org acme").contains("rollback accepted"));
+    shell.fine("verify acme --deep");
     shell.fine("doctor");
 }
 

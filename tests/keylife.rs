@@ -227,6 +227,8 @@ fn a_record_that_needs_a_held_key_is_served_and_breaks_the_hold() {
     let org = store.org("acme").unwrap();
     check_filled(&org, 50);
     let rotation = store.keys().rotation("acme").unwrap().unwrap();
+    assert!(rotation.wait().unwrap_err().is_rollback());
+    assert!(store.danger_accept_loss("acme").unwrap());
     while !events(&store).iter().any(|event| matches!(event, AuditEvent::HoldBroken { .. })) {
         let _ = rotation.wait_timeout(Duration::from_millis(10));
     }

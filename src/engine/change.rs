@@ -302,12 +302,15 @@ impl Engine {
         }
     }
 
-    /// Destroys every key of the org, durably, and forgets its name. Its records are left to
-    /// the caller.
+    /// Destroys every key of the org, durably, and forgets its name, if no record of it is missing:
+    /// one that came back later would be certified as deleted. Its records are left to the caller.
     pub(crate) fn erase_org(&self, name: &str) -> Result<Arc<OrgState>> {
         self.check_open()?;
         let org = self.org(name)?;
         let _span = tracing::info_span!("erase_org", org = name).entered();
+        if self.storage.verify(org.group())?.is_none() {
+            return Err(self.nothing_destroyed(&org));
+        }
         self.change(None, |keyring, drafts| {
             for version in keyring.erase(org.id, name, keyring.time.wall)? {
                 let draft = Draft::new(AuditEvent::KeyErased).org(name, org.id);

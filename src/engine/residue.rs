@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::files::{self, Tallies, erase_database};
-use super::whole::not_whole;
+use super::whole::{self, not_whole};
 use super::{Claim, Engine};
 use crate::audit::{AuditEvent, Certificate, CertificateKind, Draft, ErasureLimit};
 use crate::error::{Error, Result};
@@ -154,7 +154,10 @@ impl Engine {
                 // so the locks are always taken in this order.
                 match successor.freeze(None)? {
                     Freeze::Frozen(frozen) => **frozen_here.borrow_mut() = Some(frozen),
-                    Freeze::Broken(groups) => return Err(not_whole(&dir, keyring, &groups)),
+                    Freeze::Broken(groups) => {
+                        let why = not_whole(&dir, keyring, &groups);
+                        return Err(whole::with(why, "nothing was erased"));
+                    }
                 }
                 failpoint::reach("residue.frozen", "");
                 keyring.database = number;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Engine, OrgState};
+use crate::audit::{AuditEvent, Draft};
 use crate::error::{Error, Result};
 use crate::id::OrgId;
 use crate::keyring::Keyring;
@@ -30,9 +31,45 @@ impl Engine {
         self.storage.verify(org.group())?.ok_or_else(|| self.not_whole(&[org.group()]))
     }
 
+    /// Accepts that records of the org are missing or older than they were, audited: from then on
+    /// nothing more may be missing than is now. Returns false if nothing is.
+    pub(crate) fn accept_loss(&self, org: &OrgState) -> Result<bool> {
+        self.check_writable()?;
+        if self.storage.verify(org.group())?.is_some() {
+            return Ok(false);
+        }
+        let what = format!("records of org \"{}\" are missing or older than they were", org.name);
+        // First of all: one that is not known of must not be accepted.
+        self.change(None, |_, drafts| {
+            let event = AuditEvent::RollbackAccepted { what };
+            drafts.push(Draft::new(event).org(&org.name, org.id));
+            Ok(())
+        })?;
+        self.storage.accept(org.group())?;
+        tracing::warn!(org = %org.name, "loss of records accepted");
+        self.written();
+        self.sync()?;
+        Ok(true)
+    }
+
+    /// Why nothing of an org is destroyed.
+    pub(crate) fn nothing_destroyed(&self, org: &OrgState) -> Error {
+        with(self.not_whole(&[org.group()]), "no key was destroyed")
+    }
+
     /// What is said of groups that are not whole.
     pub(crate) fn not_whole(&self, broken: &[Group]) -> Error {
         self.with_keyring(|keyring| not_whole(&self.storage.dir(), keyring, broken))
+    }
+}
+
+/// Such an error, with what was left untouched.
+pub(super) fn with(error: Error, untouched: &str) -> Error {
+    match error {
+        Error::RolledBack { what, syncs } => {
+            Error::RolledBack { what: format!("{what}; {untouched}"), syncs }
+        }
+        other => other,
     }
 }
 

@@ -1,13 +1,14 @@
 //! An independent look at an org's records: headers, and which version a blinded name is under;
 //! nothing is opened. Threads share it as they share a pass, and cut it alike, so it does not
 //! believe that what was cut is all: it counts only once what was walked, by its two ends, joins to
-//! all keys of the org.
+//! all keys of the org. Nor does it believe the database that it holds all records: it counts only if
+//! they come to what the digest says.
 
 use std::ops::Bound;
 use std::sync::Arc;
 
 use super::job::{Chunk, Done, Job, Kind};
-use super::pass::{CleanPass, Cursor};
+use super::pass::{CleanPass, Cursor, Each};
 use super::spans::{Spans, Walk};
 use super::thread::let_others_go_first;
 use crate::engine::{Engine, OrgState, place_version};
@@ -15,7 +16,7 @@ use crate::envelope::Header;
 use crate::error::{Error, Result};
 use crate::id::KeyVersion;
 use crate::observe::Census;
-use crate::storage::{Range, prefix_range};
+use crate::storage::{Count, Outcome, Range, Space, Whole, prefix_range};
 
 /// Bytes of envelopes that end a chunk: sled has read them whole.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -32,30 +33,40 @@ pub(crate) struct HeaderCount {
     all: Range,
     walked: Stretches,
     census: Census,
+    digest: Arc<dyn Count>,
 }
 
-/// Proof that all records of the org were counted.
-pub(super) struct Counted(Census);
+/// Proof that all records of the org were counted, and that none was missing, or older than it had
+/// been: nothing of an org is destroyed without it.
+pub(super) struct Counted {
+    census: Census,
+    whole: Whole,
+}
 
 impl Counted {
     pub(super) fn census(&self) -> &Census {
-        &self.0
+        &self.census
+    }
+
+    pub(super) fn is_of(&self, org: &OrgState) -> bool {
+        self.whole.group() == org.group()
     }
 }
 
 impl HeaderCount {
     /// Of an org whose pass has ended: earlier it would prove nothing.
-    pub(super) fn after(_: &CleanPass, org: &OrgState) -> Self {
-        Self::of(org)
+    pub(super) fn after(_: &CleanPass, engine: &Engine, org: &OrgState) -> Self {
+        Self::of(engine, org)
     }
 
-    fn of(org: &OrgState) -> Self {
+    fn of(engine: &Engine, org: &OrgState) -> Self {
         let all = prefix_range(org.id.as_bytes());
         Self {
             walk: Walk::new(Spans::over(all.clone())),
             all,
             walked: Stretches::default(),
             census: Census::default(),
+            digest: engine.storage.count(org.group()),
         }
     }
 
@@ -67,7 +78,8 @@ impl HeaderCount {
         chunk: Chunk,
         inside: tracing::Span,
     ) -> Result<Option<Job>> {
-        let kind = Kind::Count { most: chunk.records * usize::from(LOOKS) };
+        let most = chunk.records * usize::from(LOOKS);
+        let kind = Kind::Count { most, digest: Arc::clone(&self.digest) };
         self.walk.job(engine, org, (kind, chunk.at_once), inside)
     }
 
@@ -91,37 +103,66 @@ impl HeaderCount {
         self.census.total()
     }
 
+    /// `None` if the count says nothing, and all of it must be done again.
+    ///
     /// # Errors
-    /// [`Error::Bug`]: not all of the org was walked.
-    pub(super) fn finish(self, org: &OrgState) -> Result<Counted> {
+    /// [`Error::Bug`]: not all of the org was walked. [`Error::RolledBack`]: something is missing.
+    pub(super) fn finish(self, engine: &Engine, org: &OrgState) -> Result<Option<Counted>> {
         if !self.walked.are(self.all) {
             tracing::error!(org = %org.name, "a count lost a part of the org: it clears nothing");
             return Err(Error::Bug { org: org.name.to_string() });
         }
-        Ok(Counted(self.census))
+        match self.digest.outcome()? {
+            Outcome::Whole(whole) => Ok(Some(Counted { census: self.census, whole })),
+            Outcome::Broken => Err(engine.nothing_destroyed(org)),
+            Outcome::Again => Ok(None),
+        }
+    }
+
+    /// All on the calling thread. Says nothing of what is missing.
+    pub(crate) fn run(engine: &Engine, org: &OrgState) -> Result<Census> {
+        let walk = |range, each: &mut Each<'_>| engine.storage.walk(Space::Records, range, each);
+        count_all(walk, org)
     }
 
     /// All on the calling thread.
-    pub(crate) fn run(engine: &Engine, org: &OrgState) -> Result<Census> {
-        let mut cursor = Cursor::new(org.id);
-        let mut census = Census::default();
-        while !cursor.exhausted {
-            count_next(engine, org, &mut cursor, usize::MAX, &mut census)?;
+    pub(super) fn run_whole(engine: &Engine, org: &OrgState) -> Result<Counted> {
+        loop {
+            let count = Self::of(engine, org);
+            let walk = |range, each: &mut Each<'_>| count.digest.walk(range, each);
+            let census = count_all(walk, org)?;
+            let mut walked = Stretches::default();
+            let (from, to) = edges(count.all.clone());
+            walked.add(from, to);
+            if let Some(counted) = (Self { census, walked, ..count }).finish(engine, org)? {
+                return Ok(counted);
+            }
         }
-        Ok(census)
     }
 }
 
-/// Counts the next records, at most `most` and about `CHUNK_BYTES`.
+fn count_all(
+    walk: impl Fn(Range, &mut Each<'_>) -> Result<bool>,
+    org: &OrgState,
+) -> Result<Census> {
+    let mut cursor = Cursor::new(org.id);
+    let mut census = Census::default();
+    while !cursor.exhausted {
+        count_next(&walk, org, &mut cursor, usize::MAX, &mut census)?;
+    }
+    Ok(census)
+}
+
+/// Counts the next records that `walk` gives, at most `most` and about `CHUNK_BYTES`.
 pub(super) fn count_next(
-    engine: &Engine,
+    walk: impl Fn(Range, &mut Each<'_>) -> Result<bool>,
     org: &OrgState,
     cursor: &mut Cursor,
     most: usize,
     census: &mut Census,
 ) -> Result<()> {
     let (mut seen, mut bytes) = (0_usize, 0);
-    cursor.step(engine, most, |key, stored| {
+    cursor.step_by(walk, most, |key, stored| {
         if seen.is_multiple_of(IN_A_ROW) {
             let_others_go_first();
         }
@@ -279,7 +320,7 @@ mod tests {
         let engine = engine(dir.path());
         let org = filled(&engine);
         let count = |lose: bool| {
-            let mut count = HeaderCount::of(&org);
+            let mut count = HeaderCount::of(&engine, &org);
             let (mut out, mut most, mut lose) = (Vec::new(), 0, lose);
             while !count.is_over() {
                 let job = count.job(&engine, &org, CHUNK, tracing::Span::none()).unwrap();
@@ -295,7 +336,7 @@ mod tests {
                 }
             }
             assert_eq!((most, lose), (3, false));
-            count.finish(&org).map(|counted| counted.census().total())
+            count.finish(&engine, &org).map(|counted| counted.unwrap().census().total())
         };
         assert_eq!(count(false).unwrap(), (CHUNK.records * usize::from(LOOKS) * 5) as u64);
         assert!(matches!(count(true), Err(Error::Bug { .. })));
@@ -307,7 +348,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let org = filled(&engine);
-        let mut count = HeaderCount::of(&org);
+        let mut count = HeaderCount::of(&engine, &org);
         let take = |count: &mut HeaderCount| count.job(&engine, &org, CHUNK, tracing::Span::none());
         let first = take(&mut count).unwrap().unwrap();
         count.done(first.run(&engine));

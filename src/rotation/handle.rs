@@ -119,7 +119,8 @@ impl Rotation {
     /// rotation that was asked for meanwhile may end at the same time, or later.
     ///
     /// # Errors
-    /// [`Error::RotationBlocked`] if records do not open, [`Error::RetirementAwaited`] if the
+    /// [`Error::RotationBlocked`] if records do not open, [`Error::RolledBack`] if records are missing
+    /// or older than they were (the old key is kept), [`Error::RetirementAwaited`] if the
     /// policy retires only by hand, [`Error::OrgErased`], [`Error::Closed`] if the store is
     /// closed first (the rotation then goes on at the next open), [`Error::Bug`].
     pub fn wait(&self) -> Result<Certificate> {
@@ -286,7 +287,7 @@ impl Erasure {
     /// Waits for the end: no record is left, durably.
     ///
     /// # Errors
-    /// [`Error::Closed`] if the store is closed first; the erasure then goes on at the next
+    /// [`Error::RolledBack`] if a record vanished that was not deleted; [`Error::Closed`] if the store is closed first; the erasure then goes on at the next
     /// open.
     pub fn wait(&self) -> Result<Certificate> {
         self.0.wait()

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::count;
-use super::pass::{self, Cursor, Tally};
+use super::pass::{self, Cursor, Each, Tally};
 use super::thread::Work;
 use crate::engine::{Engine, OrgState};
 use crate::error::Error;
 use crate::id::OrgId;
 use crate::observe::Census;
-use crate::storage::Range;
+use crate::storage::{Count, Range};
 
 /// How an org's records are cut for the threads.
 #[derive(Clone, Copy)]
@@ -29,13 +29,13 @@ pub(super) struct Amount {
     pub(super) bytes: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) enum Kind {
     /// At most so many records, which may come to so much.
     Rewrite { most: usize, expected: Amount },
-    /// At most so many headers are looked at. Writes nothing: no ceiling of records or bytes is for
-    /// it.
-    Count { most: usize },
+    /// At most so many headers are looked at, and the values counted for the digest. Writes nothing: no
+    /// ceiling of records or bytes is for it.
+    Count { most: usize, digest: Arc<dyn Count> },
 }
 
 /// A chunk for a thread: the first records of a span.
@@ -80,12 +80,13 @@ impl Job {
         let (mut tally, mut census) = (Tally::default(), Census::default());
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut cursor = Cursor::over(self.span.clone());
-            match self.kind {
+            match &self.kind {
                 Kind::Rewrite { most, .. } => {
-                    pass::rewrite_next(engine, &self.org, &mut cursor, most, &mut tally)?;
+                    pass::rewrite_next(engine, &self.org, &mut cursor, *most, &mut tally)?;
                 }
-                Kind::Count { most } => {
-                    count::count_next(engine, &self.org, &mut cursor, most, &mut census)?;
+                Kind::Count { most, digest } => {
+                    let walk = |range, each: &mut Each<'_>| digest.walk(range, each);
+                    count::count_next(walk, &self.org, &mut cursor, *most, &mut census)?;
                 }
             }
             Ok(cursor.rest())

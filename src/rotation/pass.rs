@@ -64,6 +64,9 @@ impl Tally {
     }
 }
 
+/// Takes the pairs of a walk.
+pub(super) type Each<'a> = dyn FnMut(Key, Stored) -> bool + 'a;
+
 /// A walk over an org's records, chunk by chunk, each with a scan of its own.
 pub(super) struct Cursor {
     range: Range,
@@ -110,12 +113,23 @@ impl Cursor {
         &mut self,
         engine: &Engine,
         most: usize,
+        each: impl FnMut(&Key, Stored) -> bool,
+    ) -> Result<()> {
+        let walk = |range, each: &mut Each<'_>| engine.storage.walk(Space::Records, range, each);
+        self.step_by(walk, most, each)
+    }
+
+    /// Likewise, of what `walk` gives.
+    pub(super) fn step_by(
+        &mut self,
+        walk: impl Fn(Range, &mut Each<'_>) -> Result<bool>,
+        most: usize,
         mut each: impl FnMut(&Key, Stored) -> bool,
     ) -> Result<()> {
         while !self.exhausted {
             let (mut last, mut left) = (None, most);
             let range = self.range.clone();
-            let ended = engine.storage.walk(Space::Records, range, &mut |key, stored| {
+            let ended = walk(range, &mut |key, stored| {
                 left = left.saturating_sub(1);
                 let more = each(&key, stored);
                 last = Some(key);

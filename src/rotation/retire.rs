@@ -1,4 +1,4 @@
-//! drained → clean → counted → synced → certificate → destroyed. Each step hands on a proof
+//! drained → clean → counted and whole → synced → certificate → destroyed. Each step hands on a proof
 //! that only it can make, so no other order compiles (invariant 8).
 
 use super::count::Counted;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::failpoint;
 use crate::id::{KeyVersion, Suite};
 
-/// Proof that after a clean pass an independent scan found no record under these.
+/// Proof that after a clean pass an independent scan, which missed no record, found none under these.
 pub(super) struct CountedZero {
     pass: CleanPass,
     versions: Vec<KeyVersion>,
@@ -137,12 +137,12 @@ mod tests {
         org: &Arc<OrgState>,
         suite_before: Option<Suite>,
     ) -> Option<CountedZero> {
-        let mut count = HeaderCount::after(&pass, org);
+        let mut count = HeaderCount::after(&pass, engine, org);
         let chunk = Chunk { records: 10, at_once: 3 };
         while let Some(job) = count.job(engine, org, chunk, tracing::Span::none()).unwrap() {
             count.done(job.run(engine));
         }
-        CountedZero::new(pass, &count.finish(org).unwrap(), suite_before)
+        CountedZero::new(pass, &count.finish(engine, org).unwrap().unwrap(), suite_before)
     }
 
     /// Invariant 8, where names are blinded: an envelope under the new key at a place of the old

@@ -172,7 +172,7 @@ impl Task {
             }
             Stage::Rewriting(pass) => {
                 if pass.is_over() {
-                    self.finish_pass();
+                    self.finish_pass(engine);
                     return Ok(Step::Went);
                 }
                 let job = pass.job(engine, &self.org, chunk, self.span.clone())?;
@@ -265,7 +265,7 @@ impl Task {
         };
     }
 
-    fn finish_pass(&mut self) {
+    fn finish_pass(&mut self, engine: &Engine) {
         let fresh = Stage::Rewriting(Pass::new(&self.org));
         let Stage::Rewriting(pass) = std::mem::replace(&mut self.stage, fresh) else {
             return;
@@ -274,7 +274,7 @@ impl Task {
         match pass.finish() {
             Ok(pass) => {
                 failpoint::reach("rewrite.passed", &org);
-                let count = HeaderCount::after(&pass, &self.org);
+                let count = HeaderCount::after(&pass, engine, &self.org);
                 self.stage = Stage::Verifying { pass, count };
                 // Headers are counted far faster than records are rewritten.
                 self.meter = Meter::new(Instant::now());
@@ -298,7 +298,7 @@ impl Task {
         let Stage::Verifying { pass, count } = std::mem::replace(&mut self.stage, fresh) else {
             return Ok(());
         };
-        let counted = count.finish(&self.org)?;
+        let Some(counted) = count.finish(engine, &self.org)? else { return Ok(()) };
         let records = counted.census().total();
         let (rotating, suite_before) = self.under_way(engine);
         if !rotating {

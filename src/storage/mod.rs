@@ -5,6 +5,7 @@ mod sled;
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -90,6 +91,12 @@ pub(crate) trait Storage: Send + Sync {
     /// Checks all groups, and gives those that are not whole.
     fn broken(&self) -> Result<Vec<Group>>;
 
+    /// Takes what the group holds now for all that it should hold.
+    fn accept(&self, group: Group) -> Result<()>;
+
+    /// Begins a count of the group's values, which goes on beside its writers.
+    fn count(&self, group: Group) -> Arc<dyn Count>;
+
     /// Removes what is noted of deletions in a group. Nothing of it is left once nothing is in it and
     /// two positions were put since.
     fn forget(&self, group: Group) -> Result<()>;
@@ -110,6 +117,27 @@ pub(crate) trait Storage: Send + Sync {
 
     /// Copies everything that lives into a fresh database in `dir`, while the storage works.
     fn copy_to(&self, dir: &Path, plan: &CopyPlan<'_>) -> Result<Box<dyn Successor + '_>>;
+}
+
+/// A count of a group's values that is under way.
+pub(crate) trait Count: Send + Sync {
+    /// Gives the pairs of `range` to `each` as [`Storage::walk`] does, and counts those that it gives.
+    /// Several threads may walk at once. No two walks of a count come to the same key: one that ended
+    /// early is gone on with behind the last key that it gave. After an error the count is worth
+    /// nothing any more.
+    fn walk(&self, range: Range, each: &mut dyn FnMut(Key, Stored) -> bool) -> Result<bool>;
+
+    /// Compares what was counted with the digest, once all of the group was walked.
+    fn outcome(&self) -> Result<Outcome>;
+}
+
+/// What came of a count.
+pub(crate) enum Outcome {
+    Whole(Whole),
+    /// Something is missing, or older than it was.
+    Broken,
+    /// The digest was replaced during the count, which says nothing.
+    Again,
 }
 
 /// What a copy of the database makes of the digest.

@@ -1,6 +1,7 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
 mod modes;
+mod records;
 mod rotations;
 
 use std::fs::{self, File, TryLockError};
@@ -215,6 +216,7 @@ fn inside(report: &mut Report, store: Store) {
         ),
         Err(error) => report.add(Level::Fault, "store", error.to_string(), ""),
     }
+    records::records(report, &store);
     let orgs = store.orgs();
     for org in &orgs {
         for key in org.versions.iter().filter(|key| key.state == KeyState::Suspended) {

@@ -166,7 +166,8 @@ impl Failure {
             }
             Error::RolledBack { .. } => {
                 "keep a copy of the directory, then put back the newest copy of all its parts \
-                 together; only a program can accept the loss"
+                 together; `byokv verify ORG --accept-loss` accepts the loss in one org, and only a \
+                 program that of a store that does not open"
                     .to_owned()
             }
             Error::BeforeMinimum { .. } => {

@@ -1,4 +1,5 @@
-//! `byokv verify`: counts records by their headers, and opens them on demand.
+//! `byokv verify`: counts records by their headers, sees that none is missing or older than it was,
+//! and opens them on demand.
 
 use byokv::{Error, KeyState, Org, Store};
 use clap::Args;
@@ -6,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
+use super::erase;
 use super::failure::{Failure, Result};
 use super::ui::{self, RED, Ui};
 
@@ -13,9 +15,15 @@ use super::ui::{self, RED, Ui};
 pub(super) struct Verify {
     /// Only this org
     org: Option<String>,
-    /// Open every record, not only its header, and see that none is missing or older than it was
+    /// Open every record, not only its header
     #[arg(long)]
     deep: bool,
+    /// Accept what is missing of the org, or older than it was, audited; keep a copy first
+    #[arg(long, requires = "org")]
+    accept_loss: bool,
+    /// Do not ask
+    #[arg(long, requires = "accept_loss")]
+    yes: bool,
 }
 
 /// How many records of an org stand under one key or suite.
@@ -40,6 +48,9 @@ struct Findings {
 impl Verify {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
+        if let (Some(org), true) = (&self.org, self.accept_loss) {
+            return context.with_store(|store| accept_loss(ui, store, org, self.yes));
+        }
         let mut missing = None;
         let faults = context.with_store(|store| {
             let orgs = match &self.org {
@@ -56,23 +67,42 @@ impl Verify {
                     findings.open(ui, org, records)?;
                 }
             }
-            if self.deep {
-                // What is missing has no header to look at.
-                missing = store.verify().err();
-            }
+            // What is missing has no header to look at.
+            missing = match &self.org {
+                Some(org) => store.verify_org(org).err(),
+                None => store.verify().err(),
+            };
             findings.print(ui, self.deep, missing.is_some())?;
             Ok(findings.faults.len())
         })?;
         match (faults, missing) {
             (0, None) => Ok(()),
             (0, Some(missing)) => Err(missing.into()),
-            (1, None) => Err(Failure::Fault("1 fault found".to_owned())),
-            (_, None) => Err(Failure::Fault(format!("{faults} faults found"))),
-            (_, Some(missing)) => {
-                Err(Failure::Fault(format!("{faults} faults found, and {missing}")))
+            (faults, missing) => {
+                let s = if faults == 1 { "" } else { "s" };
+                let missing =
+                    missing.map_or_else(String::new, |missing| format!(", and {missing}"));
+                Err(Failure::Fault(format!("{faults} fault{s} found{missing}")))
             }
         }
     }
+}
+
+/// Where nothing is missing there is nothing to ask.
+fn accept_loss(ui: Ui, store: &Store, org: &str, yes: bool) -> Result {
+    match store.verify_org(org) {
+        // An org that is being erased has no name any more.
+        Err(missing @ (Error::RolledBack { .. } | Error::OrgUnknown { .. })) => {
+            erase::confirm(ui, org, &missing.to_string(), yes)?;
+        }
+        Err(error) => return Err(error.into()),
+        Ok(()) => {
+            let text = format!("nothing is missing of org {org}");
+            return ui.done(&json!({"accepted": false}), text);
+        }
+    }
+    store.danger_accept_loss(org)?;
+    ui.done(&json!({"accepted": true}), format!("what is missing of org {org} is accepted"))
 }
 
 impl Findings {
@@ -168,6 +198,7 @@ impl Findings {
                 "opened": deep.then_some(self.opened),
                 "withheld": deep.then_some(self.withheld),
                 "faults": faults.collect::<Vec<_>>(),
+                "missing": is_missing,
             }));
         }
         ui.rows(["org", "under", "state", "records"], &self.counts, |count| {
@@ -186,7 +217,7 @@ impl Findings {
         if self.faults.is_empty() && !is_missing {
             let how = match deep {
                 true => format!("{} opened, no fault", ui::records(self.opened)),
-                false => "no fault in any header".to_owned(),
+                false => "no fault in any header, no record missing".to_owned(),
             };
             ui.done(&(), how)?;
         }

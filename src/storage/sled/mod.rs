@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::{ArcSwap, Guard};
 use crossbeam::sync::ShardedLock;
 
-use super::{CopyPlan, Group, Pairs, Range, Space, Storage, Successor, Whole, Write};
+use super::{CopyPlan, Count, Group, Pairs, Range, Space, Storage, Successor, Whole, Write};
 use crate::error::{Error, Result};
 use crate::material::KeyMaterial;
 use database::Database;
@@ -171,6 +171,14 @@ impl Storage for SledStorage {
 
     fn broken(&self) -> Result<Vec<Group>> {
         self.0.broken()
+    }
+
+    fn accept(&self, group: Group) -> Result<()> {
+        self.0.accept(group)
+    }
+
+    fn count(&self, group: Group) -> Arc<dyn Count> {
+        Arc::new(verify::Counting::begin(Arc::clone(&self.0), group))
     }
 
     fn forget(&self, group: Group) -> Result<()> {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, PoisonError};
 
+use super::super::{Count, Outcome, Range};
 use super::database::RawRange;
 use super::digest::{Chunk, GroupCount, group_of};
-use super::scan::raw;
-use super::{Group, Shared, Space, Whole};
+use super::scan::{self, raw};
+use super::{Group, Key, Shared, Space, Stored, Whole};
 use crate::error::Result;
 
 /// Pairs that are read before they are counted.
@@ -37,17 +38,17 @@ impl Shared {
         })
     }
 
-    /// What a count that has come to its end says; `None` if the digest was replaced meanwhile.
-    fn outcome(&self, count: &GroupCount) -> Result<Option<bool>> {
+    /// What a count that has come to its end says.
+    fn outcome(&self, count: &GroupCount) -> Result<Outcome> {
         if !Arc::ptr_eq(self.current().digest(), count.digest()) {
-            return Ok(None);
+            return Ok(Outcome::Again);
         }
         if !count.is_right() {
             // Where a write was cut short, the sum is not known.
             self.current().check_writable()?;
-            return Ok(Some(false));
+            return Ok(Outcome::Broken);
         }
-        Ok(Some(true))
+        Ok(Outcome::Whole(Whole::counted(count.group())))
     }
 
     /// See [`Storage::verify`](super::Storage::verify).
@@ -55,20 +56,42 @@ impl Shared {
         self.verify_by(group, PAIRS)
     }
 
-    /// In chunks of at most so many pairs.
+    /// See [`Storage::accept`](super::Storage::accept).
+    pub(super) fn accept(&self, group: Group) -> Result<()> {
+        loop {
+            let count = self.count_all(group, PAIRS)?;
+            self.current().check_writable()?;
+            // Where the digest was replaced meanwhile, it is not this one that must be made right.
+            if let Outcome::Whole(_) = self.outcome(&count)? {
+                return Ok(());
+            }
+            // Nor does it change while it is sealed.
+            let _no_sync = self.writes.read().unwrap_or_else(PoisonError::into_inner);
+            count.accept();
+        }
+    }
+
+    /// A count of all of a group, in chunks of at most so many pairs.
+    fn count_all(&self, group: Group, pairs: usize) -> Result<GroupCount> {
+        let count = self.begin_count(group);
+        count.digest().settle();
+        let mut left = Some(raw(group.range().1));
+        while let Some(range) = left {
+            let chunk = self.count_some(&count, range, pairs)?;
+            left = chunk.rest();
+            count.digest().settle();
+            chunk.close();
+        }
+        Ok(count)
+    }
+
     fn verify_by(&self, group: Group, pairs: usize) -> Result<Option<Whole>> {
         loop {
-            let count = self.begin_count(group);
-            count.digest().settle();
-            let mut left = Some(raw(group.range().1));
-            while let Some(range) = left {
-                let chunk = self.count_some(&count, range, pairs)?;
-                left = chunk.rest();
-                count.digest().settle();
-                chunk.close();
-            }
-            if let Some(is_right) = self.outcome(&count)? {
-                return Ok(is_right.then(|| Whole::counted(group)));
+            let count = self.count_all(group, pairs)?;
+            match self.outcome(&count)? {
+                Outcome::Whole(whole) => return Ok(Some(whole)),
+                Outcome::Broken => return Ok(None),
+                Outcome::Again => {}
             }
         }
     }
@@ -132,9 +155,9 @@ impl Shared {
         for count in &counts {
             match self.outcome(count)? {
                 _ if alone.contains(&count.group()) => {}
-                Some(true) => {}
-                Some(false) => broken.push(count.group()),
-                None => alone.push(count.group()),
+                Outcome::Whole(_) => {}
+                Outcome::Broken => broken.push(count.group()),
+                Outcome::Again => alone.push(count.group()),
             }
         }
         drop(counts);
@@ -147,11 +170,43 @@ impl Shared {
     }
 }
 
+/// A count that others walk.
+pub(super) struct Counting {
+    shared: Arc<Shared>,
+    count: GroupCount,
+}
+
+impl Counting {
+    pub(super) fn begin(shared: Arc<Shared>, group: Group) -> Self {
+        let count = shared.begin_count(group);
+        count.digest().settle();
+        Self { shared, count }
+    }
+}
+
+impl Count for Counting {
+    fn walk(&self, range: Range, each: &mut dyn FnMut(Key, Stored) -> bool) -> Result<bool> {
+        let chunk = self.count.read(&self.shared, raw(range), &mut |key, stored| {
+            scan::each_pair(&self.shared.current(), key, stored, each)
+        })?;
+        let ended = chunk.ended();
+        self.count.digest().settle();
+        chunk.close();
+        Ok(ended)
+    }
+
+    fn outcome(&self) -> Result<Outcome> {
+        self.shared.outcome(&self.count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use super::super::digest::{self, Digest};
     use super::super::{SledOptions, SledStorage, Storage, Write};
     use super::*;
     use crate::material::KeyMaterial;
@@ -162,6 +217,18 @@ mod tests {
         [&ORG[..], &i.to_be_bytes()].concat()
     }
 
+    fn open(dir: &Path) -> SledStorage {
+        let options = SledOptions {
+            cache_bytes: 16 << 20,
+            segment_bytes: 512 << 10,
+            flush_interval: Duration::from_millis(500),
+        };
+        let material = KeyMaterial::take(&mut [1; 32]);
+        let storage = SledStorage::open(&dir.join("db"), &options, &material, false).unwrap();
+        storage.begin().unwrap();
+        storage
+    }
+
     /// Writers of all kinds, syncs, and counts in small chunks of one group at once: the count agrees
     /// every time, and takes nothing for whole that is not.
     #[test]
@@ -170,15 +237,7 @@ mod tests {
         const COUNTS: usize = 60;
 
         let dir = tempfile::tempdir().unwrap();
-        let options = SledOptions {
-            cache_bytes: 16 << 20,
-            segment_bytes: 512 << 10,
-            flush_interval: Duration::from_millis(500),
-        };
-        let material = KeyMaterial::take(&mut [1; 32]);
-        let storage =
-            SledStorage::open(&dir.path().join("db"), &options, &material, false).unwrap();
-        storage.begin().unwrap();
+        let storage = open(dir.path());
         (0..KEYS).for_each(|i| storage.put(Space::Records, &key(i), Some(vec![1; 30])).unwrap());
         let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -235,6 +294,36 @@ mod tests {
         assert!(written.load(Ordering::Relaxed) > 1000);
         storage.0.current().remove_raw(Space::Records, &storage_key(&storage)).unwrap();
         assert!(storage.0.verify_by(Group::Records(ORG), 40).unwrap().is_none());
+    }
+
+    /// What it wrote was read already, and what it tells is to be noted before that is counted.
+    #[test]
+    fn a_write_that_is_under_way_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path());
+        (0..3).for_each(|i| storage.put(Space::Records, &key(i), Some(vec![1; 30])).unwrap());
+        let database = storage.0.current();
+        let digest = database.digest();
+        let counting = storage.count(Group::Records(ORG));
+        let locked = digest.lock(Digest::lock_of(Space::Records, &key(1)));
+        let new = digest.dress_when_written(vec![2; 30]);
+        let merge = || database.merge_raw(Space::Records, &key(1), &new);
+        let (old, new) = digest::merging(merge).1.unwrap();
+        let (seen, was_seen) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let range = Group::Records(ORG).range().1;
+                let walked = counting.walk(range, &mut |_, _| seen.send(()).is_ok());
+                done.send(walked).unwrap();
+            });
+            (0..3).for_each(|_| was_seen.recv().unwrap());
+            assert!(is_done.recv_timeout(Duration::from_millis(50)).is_err());
+            digest.changed((Space::Records, &key(1)), old, new);
+            drop(locked);
+            assert!(is_done.recv().unwrap().unwrap());
+        });
+        assert!(matches!(counting.outcome().unwrap(), Outcome::Whole(_)));
     }
 
     /// One that is there.

@@ -202,6 +202,14 @@ impl GroupCount {
         Ok(chunk)
     }
 
+    /// Makes the sum what the count has come to. All of the group is closed.
+    pub(in super::super) fn accept(&self) {
+        let accepted = self.with(|count| self.sum.accept(count.sum));
+        if accepted.is_some() {
+            self.digest.groups.has_changed(self.group);
+        }
+    }
+
     /// Whether the count has come to the sum. All of the group is closed.
     pub(in super::super) fn is_right(&self) -> bool {
         self.with(|count| count.sum == self.sum.now()).unwrap_or(false)

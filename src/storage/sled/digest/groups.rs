@@ -70,6 +70,11 @@ impl Sum {
         &self.stripes.get_or_init(Box::default)[..]
     }
 
+    /// For who has the lock of the counts.
+    pub(super) fn accept(&self, sum: u64) {
+        self.now.store(sum, Ordering::Release);
+    }
+
     /// Takes over that the value of a key counts for `new` instead of `old`. The key is locked.
     fn change(&self, key: &[u8], old: u64, new: u64) {
         let add = || self.now.fetch_add(new.wrapping_sub(old), Ordering::AcqRel);
@@ -146,6 +151,11 @@ impl Groups {
     /// See [`Sum::change`].
     pub(super) fn change(&self, group: Group, key: &[u8], old: u64, new: u64) {
         self.with(group, |sum| sum.change(key, old, new));
+        self.has_changed(group);
+    }
+
+    /// Has the next sync write the bucket of a group.
+    pub(super) fn has_changed(&self, group: Group) {
         if let Group::Records([first, ..]) = group {
             let is_dirty = &self.buckets[usize::from(first)].is_dirty;
             // Most writes find it so, and need not take its cache line from the others.
@@ -161,10 +171,8 @@ impl Groups {
             sum.now.store(now, Ordering::Release);
             sum.sealed.store(sealed, Ordering::Release);
         });
-        if let Group::Records([first, ..]) = group
-            && now != sealed
-        {
-            self.write_bucket(usize::from(first));
+        if now != sealed {
+            self.has_changed(group);
         }
     }
 
