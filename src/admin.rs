@@ -124,7 +124,8 @@ impl KeyAdmin {
 
     /// Makes a token that the org can seal one key under, within `valid_for` (1 minute to 30
     /// days). It is public; its private half stays in the keyring, and is destroyed when the
-    /// token is used or its time is up. See [`ImportToken`] for the whole way of a key.
+    /// token is used or its time is up: by this machine's clock, or by time that the store has
+    /// observed, whichever comes first. See [`ImportToken`] for the whole way of a key.
     ///
     /// # Errors
     /// [`Error::InvalidOption`](crate::Error::InvalidOption) for another time,
@@ -533,5 +534,40 @@ pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
         suite: entry.suite,
         rotating: entry.is_rotating(),
         versions: entry.versions.iter().map(key).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{AuditEvent, Draft};
+    use crate::engine::tests::engine;
+    use crate::error::Error;
+    use crate::failpoint::Clock;
+
+    /// No store writes such a log: one that does is not whole.
+    #[test]
+    fn an_audit_log_that_runs_backwards_is_not_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let clock = Clock::set_for(&data);
+        let engine = engine(&data);
+        clock.set(clock.wall() - 1);
+        engine
+            .change(None, |keyring, drafts| {
+                keyring.audit_at = 0;
+                drafts.push(Draft::new(AuditEvent::DatabaseRewritten));
+                Ok(())
+            })
+            .unwrap();
+        let end = engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
+        let mut log = AuditLog { engine, at: (0, Some([0; 32])), last: 0, end };
+        assert!(log.next().is_some_and(|entry| entry.is_ok()));
+        let backwards = log.next().unwrap().unwrap_err();
+        assert!(matches!(
+            backwards,
+            Error::AuditBroken { entry: 2, why } if why.contains("before that of the entry before")
+        ));
+        assert!(log.next().is_none());
     }
 }

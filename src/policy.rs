@@ -20,7 +20,9 @@ pub enum RetirePolicy {
     Immediate,
     /// After a hold of this length, which is a rehearsal: a record that would need the version
     /// meanwhile is served all the same, counted and re-encrypted, and the hold starts anew.
-    /// When the hold is over it is proven once more that no record is left.
+    /// When the hold is over it is proven once more that no record is left. It is counted by time
+    /// that the store has observed ([`ClockStatus::observed_ms`](crate::ClockStatus::observed_ms)),
+    /// so it lasts longer than its length where the store is closed for more than a day at a time.
     AfterHold(Duration),
     /// Not before [`KeyAdmin::retire`](crate::KeyAdmin::retire) is called. Until then it is held
     /// like above.

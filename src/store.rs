@@ -464,13 +464,46 @@ impl Syncer {
     }
 }
 
-#[cfg(all(test, feature = "import"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::failpoint::Clock;
+    #[cfg(feature = "import")]
     use crate::keyring::Keyring;
     use crate::material::KeyMaterial;
 
+    /// Runs the syncing thread with short steps until `done`.
+    fn run_until(store: &Store, done: impl Fn() -> bool) {
+        let tick = Duration::from_millis(5);
+        let (stop, stopped) = channel::bounded(0);
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| Syncer::run(&store.rotations, Duration::from_secs(3600), tick, &stopped));
+            let (_never, wait) = channel::bounded::<()>(0);
+            for _ in 0..2000 {
+                if done() {
+                    break;
+                }
+                let _ = wait.recv_timeout(tick);
+            }
+            drop(stop);
+        });
+        assert!(done());
+    }
+
+    #[test]
+    fn the_syncing_thread_notes_jumps_of_the_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::from_material(KeyMaterial::generate().unwrap());
+        let data = dir.path().join("data");
+        let clock = Clock::set_for(&data);
+        let store = Store::open(data, root).unwrap();
+        clock.set(clock.wall() + 3_600_000);
+        run_until(&store, || store.keys().clock().jumps == 1);
+        assert_eq!(store.keys().audit().count(), 2);
+    }
+
+    #[cfg(feature = "import")]
     #[test]
     fn the_syncing_thread_ends_expired_tokens() {
         let dir = tempfile::tempdir().unwrap();
@@ -486,21 +519,6 @@ mod tests {
         let now = store.engine.clock.look().unwrap().seen;
         let has_expired = |keyring: &Keyring| keyring.has_expired_tokens(&now);
         assert!(store.engine.with_keyring(has_expired));
-
-        let tick = Duration::from_millis(5);
-        let (stop, stopped) = channel::bounded(0);
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| Syncer::run(&store.rotations, Duration::from_secs(3600), tick, &stopped));
-            let (_never, wait) = channel::bounded::<()>(0);
-            for _ in 0..2000 {
-                if !store.engine.with_keyring(has_expired) {
-                    break;
-                }
-                let _ = wait.recv_timeout(tick);
-            }
-            drop(stop);
-        });
-        assert!(!store.engine.with_keyring(has_expired));
+        run_until(&store, || !store.engine.with_keyring(has_expired));
     }
 }

@@ -119,6 +119,11 @@ const STORY: &[Part] = &[
     Runs("byokv status"),
     Runs("byokv --expect-store 0123456789abcdef0123456789abcdef org list"),
     Runs("byokv --minimum-position $(byokv status | sed -n 's/^position *//p') org list"),
+    Says(
+        "## The clock\n\nNobody ends a hold, or keeps a key from being due, by setting this machine's clock: what counts is the time that the store has observed. That is the time in which it was open, and of each gap between two openings a day at most. `byokv key list` says how much of it a hold still lasts. Jumps of the clock stand in the audit log. Where the machine was really off for longer than a day, `byokv doctor` says how much is not counted, and a word counts it. While the clock is behind the audit log, as after it was set ahead and back again, new entries repeat the last one's time and say beside it what the clock showed.",
+    ),
+    Runs("byokv clock status | tail -n 1"),
+    Runs("byokv clock confirm"),
     Says("## The org leaves\n\nIts keys are destroyed first, then its records deleted."),
     Runs("byokv org delete acme --yes"),
     Runs("byokv org list"),

@@ -178,3 +178,31 @@ pub(super) fn read_first(dir: &Path) -> Result<(Clocks, Reading)> {
     let now = clocks.read()?;
     Ok((clocks, now))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::engine;
+    use crate::failpoint::Clock as SetClock;
+
+    /// Noted by the hour, not each time.
+    #[test]
+    fn what_was_observed_is_noted_in_the_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let clock = SetClock::set_for(&data);
+        let engine = engine(&data);
+        let kept = || engine.kept::<Seen>(SEEN_KEY).unwrap().map(|seen| seen.observed);
+        let minutes = |minutes: u64| clock.pass(std::time::Duration::from_secs(60 * minutes));
+        minutes(59);
+        engine.look_at_clock().unwrap();
+        assert_eq!(kept(), None);
+        minutes(1);
+        engine.look_at_clock().unwrap();
+        assert_eq!(kept(), Some(3_600_000));
+        minutes(59);
+        engine.look_at_clock().unwrap();
+        assert_eq!(kept(), Some(3_600_000));
+        assert_eq!(engine.clock.observed(), 2 * 3_600_000 - 60_000);
+    }
+}

@@ -174,7 +174,8 @@ impl OrgPolicy {
         self.retire
     }
 
-    /// A key is due to be rotated once it is this old, by this machine's clock. A platform key
+    /// A key is due to be rotated once it is this old, by time that the store has observed
+    /// ([`ClockStatus::observed_ms`](crate::ClockStatus::observed_ms)). A platform key
     /// then rotates by itself; for a customer's key an event is raised, and its status says so
     /// until a new one comes. The same is said of a platform key while records are still rewritten
     /// under it, or wait for that; it rotates once they are. Older keys that are only held do not

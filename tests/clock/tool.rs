@@ -75,3 +75,32 @@ fn a_jump_is_noted_once_wherever_a_kill_comes() {
         assert_eq!(noted.matches("clock jumped").count(), 1, "{point}: {noted}");
     }
 }
+
+/// The clock that is shifted by a month stands in for a machine that was off for so long.
+#[test]
+fn an_operator_sees_what_is_not_counted_and_confirms_it() {
+    let shell = with_held_key();
+    let output = output(&shell, 30 * DAY, "clock status");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("not counted  30days"), "{said}");
+    assert!(fine(&shell, 30 * DAY, "doctor").contains("notice  clock"));
+    let (code, error) = {
+        let output = crate::shifted::output(&shell, 30 * DAY, "clock confirm");
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("add --yes"), "{error}");
+    assert!(fine(&shell, 30 * DAY, "clock confirm --yes").contains("30days counted"));
+    fine(&shell, 30 * DAY, "rotation wait acme");
+    let keys = fine(&shell, 30 * DAY, "key list acme");
+    assert!(keys.contains("retired") && !keys.contains("held"), "{keys}");
+    let again = fine(&shell, 30 * DAY, "clock confirm --yes");
+    assert!(again.contains("nothing to confirm"), "{again}");
+    // Set back, the audit log is ahead.
+    let said = shell.fine("clock status");
+    assert!(said.contains("audit log    29days 23h"), "{said}");
+    shell.fine("org create other");
+    assert!(shell.fine("audit").lines().last().unwrap().contains("(the clock showed "));
+    shell.fine("audit --verify");
+    assert_eq!(shell.json("clock status")[0]["uncounted_ms"], 0);
+}

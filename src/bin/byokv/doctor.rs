@@ -1,5 +1,6 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
+mod clock;
 mod modes;
 mod records;
 mod rotations;
@@ -227,6 +228,7 @@ fn inside(report: &mut Report, store: Store) {
             report.add(Level::Notice, "key", found, "`byokv key resume` takes the same key back");
         }
     }
+    clock::clock(report, store.keys().clock());
     rotations::rotations(report, &store);
     rotations::erasures(report, &store);
     let mut entries = 0_u64;

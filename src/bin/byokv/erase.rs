@@ -138,19 +138,24 @@ pub(super) fn note_residue(ui: Ui, store: &Store, org: &str) -> Result {
 
 /// Asks on a terminal; elsewhere wants `--yes`.
 pub(super) fn confirm(ui: Ui, name: &str, what: &str, yes: bool) -> Result {
+    confirm_by(ui, ("Name the org to go on", name), what, yes)
+}
+
+/// Asks on a terminal for one word; elsewhere wants `--yes`.
+pub(super) fn confirm_by(ui: Ui, (ask, word): (&str, &str), what: &str, yes: bool) -> Result {
     if yes || !io::stdin().is_terminal() {
         ui.note(what);
         let how = || Failure::Usage("nothing was changed; add --yes to go on".to_owned());
         return yes.then_some(()).ok_or_else(how);
     }
-    write!(io::stderr(), "{what}\nName the org to go on: ")?;
+    write!(io::stderr(), "{what}\n{ask}: ")?;
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin()
         .lock()
         .read_line(&mut answer)
         .map_err(|e| Failure::Failed(format!("reading the answer: {e}")))?;
-    if answer.trim() == name {
+    if answer.trim() == word {
         Ok(())
     } else {
         Err(Failure::Failed("not confirmed; nothing was changed".to_owned()))

@@ -5,6 +5,7 @@
 mod audit;
 mod backup;
 mod certificate;
+mod clock;
 mod docker;
 mod doctor;
 mod dotenv_read;
@@ -178,6 +179,9 @@ enum Command {
     Certificate(certificate::Command),
     /// Print the audit log, each entry checked against the one before
     Audit(audit::Audit),
+    /// What the store makes of this machine's clock, by which nothing is destroyed
+    #[command(subcommand)]
+    Clock(clock::Command),
     /// The key that wraps the store's keyring
     #[command(subcommand)]
     RootKey(setup::RootKeyCommand),
@@ -261,6 +265,7 @@ fn run(context: &Context, command: Command) -> Result {
         Command::Verify(verify) => verify.run(context),
         Command::Certificate(command) => command.run(context),
         Command::Audit(audit) => audit.run(context),
+        Command::Clock(command) => command.run(context),
         Command::RootKey(setup::RootKeyCommand::Change(change)) => change.run(context),
         Command::Backup(backup) => backup.run(context),
         Command::Restore(restore) => restore.run(context),

@@ -6,10 +6,10 @@ use byokv::{NamePolicy, OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::Context;
 use super::erase;
 use super::failure::{Result, quoted};
 use super::ui::{self, Ui};
+use super::{Context, clock};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -252,7 +252,10 @@ pub(super) fn keys(ui: Ui, org: &OrgStatus) -> Result {
             (Some(why), _) if key.retired_unix_ms.is_none() => {
                 format!("{}, due by {why}", key.state)
             }
-            (_, Some(_)) => format!("{}, held", key.state),
+            (_, Some(_)) => match key.hold_left_ms {
+                Some(left) => format!("{}, held {} more", key.state, clock::length(left)),
+                None => format!("{}, held", key.state),
+            },
             _ => key.state.to_string(),
         };
         [
