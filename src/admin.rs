@@ -1,5 +1,6 @@
 //! The operator's face: keys of orgs, rotations, certificates, the audit log.
 
+mod backups;
 mod foreign;
 mod proofs;
 mod status;
@@ -23,6 +24,7 @@ use crate::rotation::{
 };
 use crate::storage::{Space, prefix_range};
 
+pub use backups::{BackupCopies, BackupRegister, RegisteredBackup};
 pub use foreign::ForeignKeys;
 pub use status::{KeyStatus, OrgStatus};
 pub(crate) use status::{moment, status};

@@ -40,7 +40,11 @@ pub const RESIDUE: &[&str] = &[
 
 /// The points that a backup and a restore pass besides those.
 pub const RESTORE: &[&str] = &[
+    "backup.begun",
     "backup.caught_up",
+    "backup.sealed",
+    "backup.ended",
+    "backup.given_up",
     "restore.begun",
     "restore.written",
     "restore.synced",

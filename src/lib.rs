@@ -58,14 +58,17 @@ mod store;
 pub mod text;
 mod time;
 
-pub use admin::{AuditLog, ForeignKeys, KeyAdmin, KeyStatus, OrgStatus};
+pub use admin::{
+    AuditLog, BackupCopies, BackupRegister, ForeignKeys, KeyAdmin, KeyStatus, OrgStatus,
+    RegisteredBackup,
+};
 pub use audit::{
-    AuditEntry, AuditEvent, AuditHead, Certificate, CertificateCheck, CertificateKind,
-    CertificateMismatch, CertificateReport, ErasureLimit, FoundInstead, KeyRefusal,
-    LostCertificate, OrgRef, Superseded, SupersededBy,
+    AuditEntry, AuditEvent, AuditHead, BackupCopy, BackupState, Certificate, CertificateCheck,
+    CertificateKind, CertificateMismatch, CertificateReport, ErasureLimit, FoundInstead,
+    KeyRefusal, LostCertificate, OrgRef, Superseded, SupersededBy,
 };
 #[cfg(feature = "backup")]
-pub use backup::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
+pub use backup::{BackedUpOrg, BackupContents, LeftOut, LeftOutOrg, UnreadableRecord};
 pub use engine::{Change, Inspection, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
 pub use envelope::Value;
 pub use envelope::name::MAX_NAME_SEGMENTS;
@@ -81,7 +84,7 @@ pub use keyring::{KeyFile, NamePolicy, OrgPolicy};
 pub use material::KeyMaterial;
 pub use observe::{Census, ClockStatus, Metrics, OrgMetrics, VersionMetrics};
 pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};
-pub use policy::{PolicyChange, RetirePolicy};
+pub use policy::{BackupPolicy, PolicyChange, RetirePolicy};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};
 #[cfg(feature = "backup")]
 pub use store::{Backup, Restore, Restored, RestoredOrg};

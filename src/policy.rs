@@ -55,6 +55,29 @@ impl fmt::Display for RetirePolicy {
     }
 }
 
+/// What backups do with an org.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BackupPolicy {
+    /// They hold it: whoever has the key of a backup can read its records, whatever becomes of the
+    /// org and its keys.
+    #[default]
+    Include,
+    /// They leave it out, and name it as left out.
+    Refuse,
+}
+
+/// As a part of a sentence about an org.
+impl fmt::Display for BackupPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Include => "in backups",
+            Self::Refuse => "in no backup",
+        })
+    }
+}
+
 /// One setting of an org's policy that was changed, before and after.
 ///
 /// In JSON an object with `kind`, `before` and `after`.
@@ -97,6 +120,13 @@ pub enum PolicyChange {
         /// What it is now.
         after: Option<u64>,
     },
+    /// What backups do with the org.
+    Backups {
+        /// What it was.
+        before: BackupPolicy,
+        /// What it is now.
+        after: BackupPolicy,
+    },
 }
 crate::json::tagged!(PolicyChange);
 
@@ -119,6 +149,7 @@ impl fmt::Display for PolicyChange {
             Self::RotationAfterBytes { before, after } => {
                 write!(f, "rotate after bytes: {} -> {}", count(before), count(after))
             }
+            Self::Backups { before, after } => write!(f, "backups: {before} -> {after}"),
         }
     }
 }

@@ -124,7 +124,13 @@ const STORY: &[Part] = &[
     ),
     Runs("byokv clock status | tail -n 1"),
     Runs("byokv clock confirm"),
-    Says("## The org leaves\n\nIts keys are destroyed first, then its records deleted."),
+    Says(
+        "## The org leaves\n\nWhich backups hold it, the store knows: it keeps a register of all that it made. Its keys \
+         are destroyed first, then its records deleted. Neither reaches a backup, so the certificate names each, with \
+         the key that reads it: destroy these, or their key. An org whose policy refuses backups (`byokv org policy acme \
+         --backups refuse`) is left out of them.",
+    ),
+    Runs("byokv backup list acme"),
     Runs("byokv org delete acme --yes"),
     Runs("byokv org list"),
     Runs("byokv doctor"),

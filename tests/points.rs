@@ -42,6 +42,7 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("blinded", "names.moved:20"),
     ("erase", "erase.keys_gone"),
     ("restore", "restore.begun"),
+    ("restore", "backup.begun"),
     ("restore", "restore.synced"),
     ("residue", "residue.copied"),
     ("residue", "residue.switched"),

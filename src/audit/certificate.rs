@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::ErasureLimit;
+use super::copies::{self, BackupCopy};
 use crate::error::{Error, Result};
 use crate::id::{CertificateHash, Fingerprint, KeyVersion, OrgId, Origin, Suite};
 use crate::json;
@@ -104,6 +105,14 @@ pub struct Certificate {
     pub secret_generation: u32,
     /// Of a certificate of erasure: what its claim does not reach. Empty for others.
     pub scope: Vec<ErasureLimit>,
+    /// Of an erased org: every backup that holds it, or may hold records of it, as far as the
+    /// store knows. Nothing that was erased reaches them. Empty for others, and not in their JSON.
+    #[serde(default)]
+    pub backups: Vec<BackupCopy>,
+    /// Of an erased org: entries of the register of backups that are missing or do not open, so
+    /// that `backups` may not be whole. 0 for others, and not in their JSON.
+    #[serde(default)]
+    pub backups_missing: u64,
     /// The HMAC.
     #[serde(with = "base64_text")]
     pub authenticator: Vec<u8>,
@@ -131,8 +140,11 @@ impl Serialize for Certificate {
             keyring_generation,
             secret_generation,
             scope,
+            backups,
+            backups_missing,
             authenticator,
         } = self;
+        let names_backups = *kind == CertificateKind::OrgErased;
         let mut map = serializer.serialize_map(None)?;
         // The kind, and the suite beside it.
         let kind = serde_json::to_value(kind).map_err(S::Error::custom)?;
@@ -157,6 +169,10 @@ impl Serialize for Certificate {
         map.serialize_entry("keyring_generation", keyring_generation)?;
         map.serialize_entry("secret_generation", secret_generation)?;
         map.serialize_entry("scope", scope)?;
+        if names_backups {
+            map.serialize_entry("backups", backups)?;
+            map.serialize_entry("backups_missing", backups_missing)?;
+        }
         map.serialize_entry("authenticator", &STANDARD.encode(authenticator))?;
         map.end()
     }
@@ -316,6 +332,9 @@ impl fmt::Display for Certificate {
             writeln!(f, "  not reached")?;
             self.scope.iter().try_for_each(|limit| writeln!(f, "    - {limit}"))?;
         }
+        if self.kind == CertificateKind::OrgErased {
+            copies::list(f, &self.backups, self.backups_missing)?;
+        }
         write!(f, "  authenticator      {}", STANDARD.encode(&self.authenticator))
     }
 }
@@ -345,6 +364,8 @@ mod base64_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::BackupState;
+    use crate::id::BackupId;
 
     fn key(byte: u8) -> KeyMaterial {
         KeyMaterial::take(&mut [byte; 32])
@@ -368,6 +389,8 @@ mod tests {
             keyring_generation: 4,
             secret_generation: 1,
             scope: vec![ErasureLimit::AbortedPages],
+            backups: Vec::new(),
+            backups_missing: 0,
             authenticator: Vec::new(),
         }
         .authenticate(&key(1))
@@ -414,5 +437,48 @@ mod tests {
             assert!(parsed.is_err() || parsed.unwrap().verify(&key(1)).is_err(), "{field}");
         }
         assert!(Certificate::from_json("{}").is_err());
+    }
+
+    /// Leaving a backup out of the list, or changing what is said of it, is noticed.
+    #[test]
+    fn the_list_of_backups_is_authenticated() {
+        let copy = BackupCopy {
+            backup: BackupId::from_bytes([5; 16]),
+            key: Fingerprint::from_bytes([6; 16]),
+            at_unix_ms: 1_700_000_000_000,
+            state: BackupState::Made,
+            store: OrgId::from_bytes([1; 16]),
+            org_id: OrgId::from_bytes([2; 16]),
+        };
+        let erased = Certificate {
+            kind: CertificateKind::OrgErased,
+            backups: vec![copy.clone(), BackupCopy { state: BackupState::Unfinished, ..copy }],
+            backups_missing: 1,
+            ..certificate()
+        };
+        let erased = erased.authenticate(&key(1));
+        let text = erased.to_string();
+        assert!(text.contains("made 2023-11-14T22:13:20Z, key 0606"), "{text}");
+        assert!(text.contains("not finished") && text.contains("1 entry"), "{text}");
+        let json: Value = serde_json::from_str(&erased.to_json()).unwrap();
+        let read = |json: &Value| Certificate::from_json(&json.to_string());
+        assert_eq!(read(&json).unwrap(), erased);
+        read(&json).unwrap().verify(&key(1)).unwrap();
+        let altered = |alter: &dyn Fn(&mut Value)| {
+            let mut altered = json.clone();
+            alter(&mut altered);
+            read(&altered)
+        };
+        for alter in [
+            &(|json: &mut Value| drop(json["backups"].as_array_mut().unwrap().pop()))
+                as &dyn Fn(&mut Value),
+            &|json| drop(json.as_object_mut().unwrap().remove("backups")),
+            &|json| json["backups_missing"] = 0.into(),
+            &|json| json["backups"][0]["key"] = json["backups"][0]["backup"].clone(),
+            &|json| json["backups"][1]["state"] = "made".into(),
+        ] {
+            assert!(altered(alter).unwrap().verify(&key(1)).is_err());
+        }
+        assert!(altered(&|json| json["backups"][0]["at"] = "2024-01-01T00:00:00Z".into()).is_err());
     }
 }

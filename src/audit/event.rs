@@ -147,6 +147,12 @@ pub enum AuditEvent {
         /// How many.
         records: u64,
     },
+    /// A backup failed or was cut off. What was written of it may hold records. The fingerprint is
+    /// its key's.
+    BackupNotFinished {
+        /// The backup.
+        backup: BackupId,
+    },
     /// What came with a backup that was restored here, fingerprints of other stores' keys, was
     /// dropped: the orgs that came with it may have those keys.
     ForeignKeysDropped {
@@ -255,6 +261,7 @@ impl fmt::Display for AuditEvent {
                     orgs => write!(f, "of {} orgs", orgs.len()),
                 }
             }
+            Self::BackupNotFinished { backup } => write!(f, "backup {backup} not finished"),
             Self::ForeignKeysDropped { backup, keys } => {
                 write!(f, "{keys} foreign keys dropped, which came with backup {backup}")
             }

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod check;
+mod copies;
 mod event;
 mod refusal;
 mod scope;
@@ -19,6 +20,8 @@ pub use check::{
     Superseded, SupersededBy,
 };
 pub(crate) use check::{Logged, SuiteTaken};
+pub use copies::{BackupCopy, BackupState};
+pub(crate) use copies::{Ended, Registered};
 pub use event::AuditEvent;
 pub use refusal::KeyRefusal;
 pub use scope::ErasureLimit;

@@ -1,5 +1,6 @@
 //! What a backup holds, as its end says and its entries prove.
 
+use std::fmt;
 use std::io::Read;
 
 use serde::{Deserialize, Serialize};
@@ -8,10 +9,11 @@ use super::entry::{Entry, malformed};
 use super::manifest::{MOST_ORGS, Manifest, OrgPart};
 use super::stream::{Head, Opener};
 use crate::envelope::name::{MAX_NAME_SEGMENTS, segments};
-use crate::error::Result;
+use crate::error::{BackupError, Error, Result};
 use crate::id::{BackupId, Fingerprint, KeyVersion, OrgId};
-use crate::keyring::{NamePolicy, OrgPolicy};
+use crate::keyring::{NamePolicy, OrgEntry, OrgPolicy};
 use crate::material::KeyMaterial;
+use crate::policy::BackupPolicy;
 use crate::text::{cut, printable};
 
 /// What a backup holds. From [`BackupContents::read`], or from making one.
@@ -63,8 +65,53 @@ pub struct LeftOutOrg {
     pub name: String,
     /// Id.
     pub id: OrgId,
-    /// The suspended version that its records need.
-    pub suspended: KeyVersion,
+    /// Why.
+    pub why: LeftOut,
+}
+
+/// Why a backup does not hold an org. In JSON an object with `kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LeftOut {
+    /// Its records need a key that is suspended.
+    Suspended {
+        /// The version.
+        version: KeyVersion,
+    },
+    /// Its policy refuses backups.
+    RefusedByPolicy,
+}
+crate::json::tagged!(LeftOut);
+
+impl LeftOut {
+    /// `None` for an org that backups hold.
+    pub(crate) fn of(org: &OrgEntry) -> Option<Self> {
+        match (org.withheld(), org.policy.backups()) {
+            (_, BackupPolicy::Refuse) => Some(Self::RefusedByPolicy),
+            (Some(version), _) => Some(Self::Suspended { version }),
+            (None, _) => None,
+        }
+    }
+
+    /// For an org that was asked for by name.
+    pub(crate) fn error(self, org: &str) -> Error {
+        let org = org.to_owned();
+        match self {
+            Self::Suspended { version } => Error::KeySuspended { org, version },
+            Self::RefusedByPolicy => BackupError::OrgRefuses { org }.into(),
+        }
+    }
+}
+
+/// As a part of a sentence about the org.
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Suspended { version } => write!(f, "its {version} is suspended"),
+            Self::RefusedByPolicy => f.write_str("its policy refuses backups"),
+        }
+    }
 }
 
 /// A record that did not open.
@@ -103,10 +150,11 @@ impl BackupContents {
         Ok(Self::new(head, &manifest))
     }
 
-    /// Whether it holds every record of every org that was asked for.
+    /// Whether it holds every record of every org that was asked for and does not refuse backups.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.left_out.is_empty() && self.unreadable.is_empty()
+        let refuses = |org: &LeftOutOrg| org.why == LeftOut::RefusedByPolicy;
+        self.left_out.iter().all(refuses) && self.unreadable.is_empty()
     }
 
     pub(crate) fn new(head: Head, manifest: &Manifest) -> Self {

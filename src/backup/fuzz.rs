@@ -1,7 +1,7 @@
 //! For `fuzz/` and tests: streams under a known key, around bytes of the fuzzer's, and what a
 //! hostile author writes, who has the key too.
 
-use super::{Head, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord};
+use super::{Head, LeftOut, LeftOutOrg, Manifest, OrgPart, Sealer, UnreadableRecord};
 use crate::error::Result;
 use crate::id::{Fingerprint, KeyVersion, OrgId};
 use crate::keyring::{Keyring, OrgPolicy};
@@ -97,7 +97,7 @@ pub(crate) fn hostile(key: &KeyMaterial, hostile: &HostileBackup<'_>) -> Result<
         at: u64::MAX,
         is_whole: true,
         orgs: (0..=hostile.orgs).map(part).collect(),
-        left_out: vec![LeftOutOrg { name: text(), id, suspended: KeyVersion::FIRST }],
+        left_out: vec![LeftOutOrg { name: text(), id, why: LeftOut::RefusedByPolicy }],
         unreadable: vec![UnreadableRecord { org: text(), name: text(), why: text() }],
         other_keys: hostile.claimed.iter().copied().chain(more).collect(),
         earlier: Vec::new(),

@@ -11,7 +11,7 @@ mod stream;
 mod tests;
 
 pub(crate) use contents::check;
-pub use contents::{BackedUpOrg, BackupContents, LeftOutOrg, UnreadableRecord};
+pub use contents::{BackedUpOrg, BackupContents, LeftOut, LeftOutOrg, UnreadableRecord};
 pub(crate) use entry::Entry;
 #[cfg(feature = "fuzzing")]
 pub use fuzz::HostileBackup;

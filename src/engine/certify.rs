@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::Engine;
 use super::change::Drafts;
+use super::{Copies, Engine};
 use crate::audit::{AuditEvent, Certificate, CertificateKind, Certified, Draft, ErasureLimit};
 use crate::disk::{Medium, Writes};
 use crate::error::Result;
@@ -23,6 +23,8 @@ pub(crate) struct Claim {
     pub(crate) records_deleted: u64,
     /// What the claim does not reach, for a certificate of erasure.
     pub(crate) scope: Vec<ErasureLimit>,
+    /// Which backups hold an erased org.
+    pub(crate) copies: Copies,
 }
 
 impl Claim {
@@ -41,6 +43,7 @@ impl Claim {
             records_verified: 0,
             records_deleted: 0,
             scope: Vec::new(),
+            copies: Copies::default(),
         }
     }
 }
@@ -90,6 +93,8 @@ impl Engine {
             keyring_generation: keyring.generation,
             secret_generation: 0,
             scope: claim.scope,
+            backups: claim.copies.known,
+            backups_missing: claim.copies.missing,
             authenticator: Vec::new(),
         })?;
         let Certified { certificate, key, value, hash } = certified;

@@ -60,6 +60,7 @@ impl Engine {
         let mut drafts = look.drafts();
         expire(&mut next, &mut drafts);
         let outcome = change(&mut next, &mut drafts)?;
+        next.note_treatments();
         for draft in drafts {
             let head = (next.audit_entries, next.audit_hash);
             let times = (next.audit_at, next.time.wall);

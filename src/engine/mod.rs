@@ -1,6 +1,7 @@
 //! The shared state behind the handles. Every operation reads the keys once, from one
 //! immutable snapshot (invariant 2).
 
+mod backups;
 mod certify;
 mod change;
 mod clock;
@@ -40,6 +41,9 @@ use crate::keyring::{Erasure, Keyring, OrgEntry};
 use crate::storage::{Space, Storage, Stored};
 use crate::text::printable;
 
+#[cfg(feature = "backup")]
+pub(crate) use backups::BackupMade;
+pub(crate) use backups::Copies;
 pub(crate) use certify::Claim;
 pub(crate) use clock::Clock;
 use durability::Durability;

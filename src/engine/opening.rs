@@ -174,6 +174,9 @@ impl Engine {
         if let Err(error) = engine.discard_unfinished_restores() {
             tracing::warn!(%error, "an unfinished restore is still there; nobody sees it");
         }
+        if let Err(error) = engine.end_cut_off_backups() {
+            tracing::warn!(%error, "a backup that was cut off is noted as being made, trying again");
+        }
         if !was_whole {
             // Pages of different ages overlap: what is read of them now would change with the
             // next writes. A fresh copy of it does not, and its digest is of what it holds.

@@ -43,6 +43,17 @@ impl Engine {
         Ok(stored.and_then(|stored| notary.open(key, &stored)))
     }
 
+    /// Opens what a scan found under `key`. What does not open is read once more, because the scan
+    /// may have met it before the notary was replaced.
+    pub(crate) fn open_kept<T: DeserializeOwned>(
+        &self,
+        key: &[u8],
+        stored: &[u8],
+    ) -> Result<Option<T>> {
+        let opened = self.notary().open(key, stored);
+        opened.map_or_else(|| self.kept(key), |thing| Ok(Some(thing)))
+    }
+
     /// Opens a certificate that a scan found under `key`, and hashes its stored bytes. What does not
     /// open is read once more, because the scan may have met it before the notary was replaced.
     pub(crate) fn open_certificate(

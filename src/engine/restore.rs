@@ -53,16 +53,17 @@ mod begun {
     use std::sync::{Arc, PoisonError};
 
     use super::{AuditEvent, Draft, Engine, OrgId, Result, failpoint};
-    use crate::audit::OrgRef;
     use crate::engine::OrgState;
     use crate::id::{BackupId, Fingerprint, Origin};
-    use crate::keyring::{ForeignKeys, Newcomer, OrgHistory};
+    use crate::keyring::{ForeignKeys, Newcomer, OrgHistory, RestoredFrom};
     use crate::material::{self, KeyMaterial};
 
     /// What a restore brings besides the orgs themselves.
     pub(crate) struct Provenance {
         pub(crate) backup: BackupId,
         pub(crate) key: Fingerprint,
+        /// The store that made the backup, and the moment that it shows.
+        pub(crate) source: (OrgId, u64),
         /// Every key that the backup knows of, sorted; and those that it knows of from backups
         /// before it, each with the orgs that they came with, by their place among those that are
         /// restored.
@@ -78,27 +79,6 @@ mod begun {
     }
 
     impl Engine {
-        /// Notes the key of a backup before anything is sealed under it, so that no org gets it.
-        pub(crate) fn begin_backup(
-            &self,
-            backup: BackupId,
-            key: Fingerprint,
-            only: &[String],
-        ) -> Result<()> {
-            self.check_open()?;
-            self.change(None, |keyring, drafts| {
-                keyring.add_backup_key(key)?;
-                let named = |name: &String| {
-                    let id = keyring.org(name)?.id;
-                    Ok(OrgRef { name: name.clone(), id })
-                };
-                let only = only.iter().map(named).collect::<Result<_>>()?;
-                let event = AuditEvent::BackupBegun { backup, only };
-                drafts.push(Draft { fingerprint: Some(key), ..Draft::new(event) });
-                Ok(())
-            })
-        }
-
         /// Makes the orgs of `histories`, each under the key given for it or a new platform key,
         /// all in one change of the keyring. Nobody sees them yet. Whatever grows with what the
         /// backup says is done before the keyring's lock is taken.
@@ -116,11 +96,14 @@ mod begun {
                     Some(material) => (material, Origin::Customer),
                     None => (KeyMaterial::generate()?, Origin::Platform),
                 };
-                Ok(Newcomer { history, id, material, origin })
+                let (backup, key) = (from.backup, from.key);
+                let (store, at) = from.source;
+                let from = RestoredFrom { backup, key, store, org: history.id, at };
+                Ok(Newcomer { history, id, material, origin, from })
             });
             let newcomers = newcomers.collect::<Result<Vec<_>>>()?;
             let ids: Vec<OrgId> = newcomers.iter().map(|newcomer| newcomer.id).collect();
-            let Provenance { backup, key, keys, earlier } = from;
+            let Provenance { backup, key, keys, earlier, .. } = from;
             let now = self.clock.wall()?;
             let mut foreign = vec![ForeignKeys::new(backup, now, ids.clone(), keys)];
             foreign.extend(earlier.into_iter().map(|earlier| {
@@ -179,16 +162,6 @@ mod begun {
                 self.publish(org);
             }
             Ok(())
-        }
-
-        /// Notes that a backup was made.
-        pub(crate) fn audit_backup(&self, event: AuditEvent, key: Fingerprint) -> Result<()> {
-            self.change(None, |_, drafts| {
-                let mut draft = Draft::new(event);
-                draft.fingerprint = Some(key);
-                drafts.push(draft);
-                Ok(())
-            })
         }
     }
 }

@@ -131,6 +131,24 @@ pub enum BackupError {
         /// The org.
         org: String,
     },
+    /// The policy of an org that was asked for by name does not let backups hold it.
+    #[error(
+        "the policy of the org \"{}\" refuses backups; none was begun; change the policy, or back up \
+         other orgs", escape(org.as_bytes())
+    )]
+    OrgRefuses {
+        /// The org.
+        org: String,
+    },
+    /// The policy of an org was changed while a backup was made.
+    #[error(
+        "the policy of the org \"{}\" about backups was changed while one was made; what was written \
+         of it cannot be restored, throw it away; make another", escape(org.as_bytes())
+    )]
+    PolicyChanged {
+        /// The org.
+        org: String,
+    },
     /// Records change faster than the backup can be written.
     #[error(
         "records change faster than the backup can be written; what was written of it cannot be \

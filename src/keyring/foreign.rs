@@ -34,6 +34,7 @@ pub(crate) struct ForeignKeys {
 }
 
 impl ForeignKeys {
+    #[cfg(feature = "backup")]
     pub(crate) fn new(
         backup: BackupId,
         restored: u64,

@@ -1,5 +1,6 @@
 //! All orgs, their key versions and states: pure transitions, no I/O.
 
+mod backups;
 mod delivery;
 mod encoding;
 mod foreign;
@@ -23,6 +24,7 @@ use crate::material::KeyMaterial;
 use crate::policy::RetirePolicy;
 use crate::time::observed::Seen;
 
+pub(crate) use backups::{Backups, RestoredFrom, Treatment, Treatments, UnderWay};
 pub use delivery::KeyFile;
 #[cfg(feature = "backup")]
 pub(crate) use foreign::sorted;
@@ -73,6 +75,7 @@ pub(crate) struct Keyring {
     pub(crate) backup_keys: Vec<Fingerprint>,
     /// Keys that other stores knew when the backups were made that were restored here.
     pub(crate) foreign: Vec<ForeignKeys>,
+    pub(crate) backups: Backups,
     /// What the orgs' names look like, once a change has asked for that.
     #[serde(skip)]
     pub(crate) looks: Option<Looks>,
@@ -105,6 +108,11 @@ pub(crate) struct OrgEntry {
     pub(crate) ancestors: Vec<OrgId>,
     /// It comes from a backup and is not whole yet: nobody may see it.
     pub(crate) is_restoring: bool,
+    pub(crate) restored_from: Option<RestoredFrom>,
+    /// How backups of the whole store treat it, and treated it.
+    pub(crate) treatments: Treatments,
+    /// How many backups that were asked for it by name the register has.
+    pub(crate) registered: u64,
 }
 
 /// How far the erasure of an org has got.
@@ -181,6 +189,7 @@ impl Keyring {
             tokens: Tokens::default(),
             backup_keys: Vec::new(),
             foreign: Vec::new(),
+            backups: Backups::default(),
             looks: None,
         })
     }
@@ -204,6 +213,7 @@ impl Keyring {
             policy: org.policy.clone(),
             versions: versions(org),
             ancestors: org.ancestors.clone(),
+            treatments: org.treatments.clone(),
             ..*org
         };
         Self {
@@ -215,6 +225,7 @@ impl Keyring {
             tokens: self.tokens.duplicate(),
             backup_keys: self.backup_keys.clone(),
             foreign: self.foreign.clone(),
+            backups: self.backups.clone(),
             looks: None,
             ..*self
         }
@@ -278,6 +289,7 @@ impl Keyring {
     }
 
     /// Restored orgs are whole: they are orgs like any other.
+    #[cfg(feature = "backup")]
     pub(crate) fn end_restore(&mut self, orgs: &HashSet<OrgId>) {
         let ended = self.orgs.iter_mut().filter(|org| orgs.contains(&org.id));
         ended.for_each(|org| org.is_restoring = false);
@@ -324,6 +336,9 @@ impl Keyring {
             erasure: None,
             ancestors: Vec::new(),
             is_restoring: false,
+            restored_from: None,
+            treatments: Treatments::default(),
+            registered: 0,
         });
         self.note_taken(free);
         Ok(fingerprint)
@@ -383,6 +398,12 @@ impl OrgEntry {
         self.suite_before = None;
         self.erasure = Some(Erasure::KeysDestroyed);
         destroyed
+    }
+
+    /// The suspended version that some of its records may need.
+    pub(crate) fn withheld(&self) -> Option<KeyVersion> {
+        let mut versions = self.versions.iter();
+        versions.find(|v| v.state == KeyState::Suspended).map(|v| v.version)
     }
 
     /// Whether it can be had by name.

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::foreign::{ForeignKeys, KeyOf, Known};
-use super::{Keyring, OrgEntry, OrgPolicy, VersionEntry, names};
+use super::{Keyring, OrgEntry, OrgPolicy, RestoredFrom, Treatments, VersionEntry, names};
 use crate::error::{BackupError, Error, Result};
 use crate::id::{Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::material::KeyMaterial;
@@ -60,6 +60,7 @@ pub(crate) struct Newcomer<'a> {
     pub(crate) id: OrgId,
     pub(crate) material: KeyMaterial,
     pub(crate) origin: Origin,
+    pub(crate) from: RestoredFrom,
 }
 
 impl Keyring {
@@ -142,7 +143,7 @@ impl Keyring {
         /// uses up another org's numbers.
         const FARTHEST_AHEAD: u32 = 1 << 20;
 
-        let Newcomer { history, id, material, origin } = newcomer;
+        let Newcomer { history, id, material, origin, from } = newcomer;
         let name = &history.name;
         let free = self.free_name(name)?;
         if known.has_id(id) {
@@ -193,6 +194,9 @@ impl Keyring {
             erasure: None,
             ancestors,
             is_restoring: true,
+            restored_from: Some(from),
+            treatments: Treatments::default(),
+            registered: 0,
         };
         self.note_taken(free);
         Ok(entry)
@@ -235,12 +239,6 @@ impl OrgEntry {
             versions: self.versions.iter().map(past).collect(),
         }
     }
-
-    /// The suspended version that some of its records may need.
-    pub(crate) fn withheld(&self) -> Option<KeyVersion> {
-        let mut versions = self.versions.iter();
-        versions.find(|v| v.state == KeyState::Suspended).map(|v| v.version)
-    }
 }
 
 #[cfg(test)]
@@ -261,6 +259,16 @@ mod tests {
         Keyring::new(material(root).fingerprint()).unwrap()
     }
 
+    fn from() -> RestoredFrom {
+        RestoredFrom {
+            backup: BackupId::from_bytes([5; 16]),
+            key: material(8).fingerprint(),
+            store: id(90),
+            org: id(1),
+            at: 7,
+        }
+    }
+
     fn restore(ring: &mut Keyring, history: &OrgHistory, new: u8) -> Result<KeyVersion> {
         restore_with(ring, history, new, &[])
     }
@@ -272,7 +280,8 @@ mod tests {
         elsewhere: &[Fingerprint],
     ) -> Result<KeyVersion> {
         let origin = Origin::Platform;
-        let newcomer = Newcomer { history, id: id(new), material: material(new), origin };
+        let newcomer =
+            Newcomer { history, id: id(new), material: material(new), origin, from: from() };
         let keys = sorted(elsewhere.to_vec());
         let foreign = ForeignKeys::new(BackupId::from_bytes([5; 16]), 9, vec![id(new)], keys);
         ring.begin_restore(vec![newcomer], vec![foreign], 9)?;
@@ -419,7 +428,7 @@ mod tests {
             let newcomers = histories.iter().zip(0..).map(|(history, number)| {
                 let id = named(orgs + number).0;
                 let material = KeyMaterial::generate().unwrap();
-                Newcomer { history, id, material, origin: Origin::Platform }
+                Newcomer { history, id, material, origin: Origin::Platform, from: from() }
             });
             let newcomers: Vec<_> = newcomers.collect();
             let ids = newcomers.iter().map(|newcomer| newcomer.id).collect();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{Due, KeyState, Suite};
-use crate::policy::{PolicyChange, RetirePolicy, plain};
+use crate::policy::{BackupPolicy, PolicyChange, RetirePolicy, plain};
 
 /// What an org may do, and how it starts.
 ///
@@ -26,6 +26,7 @@ pub struct OrgPolicy {
     retire: RetirePolicy,
     rotate_after: RotateAfter,
     names: NamePolicy,
+    backups: BackupPolicy,
 }
 
 /// An [`OrgPolicy`] as it is read, whose limits may be beyond what is allowed.
@@ -37,14 +38,15 @@ struct Unchecked {
     retire: RetirePolicy,
     rotate_after: RotateAfter,
     names: NamePolicy,
+    backups: BackupPolicy,
 }
 
 impl TryFrom<Unchecked> for OrgPolicy {
     type Error = Error;
 
     fn try_from(read: Unchecked) -> Result<Self> {
-        let Unchecked { may_bring_key, suite, retire, rotate_after, names } = read;
-        let policy = Self { may_bring_key, suite, retire, rotate_after, names };
+        let Unchecked { may_bring_key, suite, retire, rotate_after, names, backups } = read;
+        let policy = Self { may_bring_key, suite, retire, rotate_after, names, backups };
         policy.check()?;
         Ok(policy)
     }
@@ -113,6 +115,7 @@ impl OrgPolicy {
             retire: RetirePolicy::default(),
             rotate_after: RotateAfter::default(),
             names: NamePolicy::default(),
+            backups: BackupPolicy::default(),
         }
     }
 
@@ -138,6 +141,33 @@ impl OrgPolicy {
     #[must_use]
     pub fn names(&self) -> NamePolicy {
         self.names
+    }
+
+    /// What backups do with the org. Default: they hold it. Backups that were made before stay as
+    /// they are.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{BackupPolicy, KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let store = Store::open(dir.path().join("data"), RootKey::from_material(KeyMaterial::generate()?))?;
+    /// let policy = OrgPolicy::byok().with_backups(BackupPolicy::Refuse);
+    /// store.create_org("acme", policy)?;
+    /// # #[cfg(feature = "backup")] {
+    /// let contents = store.backup(&KeyMaterial::generate()?).write_to(std::io::sink())?;
+    /// assert_eq!((contents.orgs.len(), &contents.left_out[0].name[..]), (0, "acme"));
+    /// # }
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_backups(mut self, backups: BackupPolicy) -> Self {
+        self.backups = backups;
+        self
+    }
+
+    /// What backups do with the org.
+    #[must_use]
+    pub fn backups(&self) -> BackupPolicy {
+        self.backups
     }
 
     /// The suite that the org starts with; later it is changed by `KeyAdmin::change_suite`.
@@ -206,7 +236,7 @@ impl OrgPolicy {
     /// Returns each setting that differs in `after`. Suite and names are not among them: a policy
     /// changes neither.
     pub(crate) fn changes(&self, after: &Self) -> Vec<PolicyChange> {
-        let Self { may_bring_key, suite: _, retire, rotate_after, names: _ } = *self;
+        let Self { may_bring_key, suite: _, retire, rotate_after, names: _, backups } = *self;
         let RotateAfter { age, records, bytes } = rotate_after;
         let now = after.rotate_after;
         let all = [
@@ -224,6 +254,8 @@ impl OrgPolicy {
             }),
             (bytes != now.bytes)
                 .then_some(PolicyChange::RotationAfterBytes { before: bytes, after: now.bytes }),
+            (backups != after.backups)
+                .then_some(PolicyChange::Backups { before: backups, after: after.backups }),
         ];
         all.into_iter().flatten().collect()
     }
@@ -286,7 +318,11 @@ impl fmt::Display for OrgPolicy {
         } else {
             write!(f, "keys are due after {}", limits.join(" or "))?;
         }
-        write!(f, ", retire {}", self.retire)
+        write!(f, ", retire {}", self.retire)?;
+        match self.backups {
+            BackupPolicy::Include => Ok(()),
+            backups => write!(f, "; {backups}"),
+        }
     }
 }
 

@@ -77,6 +77,8 @@ impl Deletion {
         if !left.is_of(org) || left.census().total() > 0 {
             return Err(Error::Bug { org: org.name.to_string() });
         }
+        // The org is in no backup that begins now.
+        let copies = engine.copies_of(org.id)?;
         engine.change(None, |keyring, drafts| {
             let Some(entry) = keyring.orgs.iter_mut().find(|entry| entry.id == org.id) else {
                 return Ok(());
@@ -86,7 +88,7 @@ impl Deletion {
             let mut scope = vec![ErasureLimit::Residue];
             scope.extend(engine.limits());
             let claim = Claim::new(CertificateKind::OrgErased, org.id, version, None);
-            let claim = Claim { records_deleted: self.deleted(), scope, ..claim };
+            let claim = Claim { records_deleted: self.deleted(), scope, copies, ..claim };
             engine.certify(keyring, drafts, claim)?;
             Ok(())
         })?;

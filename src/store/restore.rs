@@ -150,6 +150,7 @@ impl<'a> Restore<'a> {
         let provenance = Provenance {
             backup: head.id,
             key: head.key,
+            source: (manifest.store, manifest.at),
             keys: manifest.keys(),
             earlier: earlier.collect(),
         };

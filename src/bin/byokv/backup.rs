@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use byokv::{BackupContents, Error, Store};
+use byokv::{BackupContents, Error, LeftOut, Store};
 use clap::{Args, Subcommand};
 
 use super::Context;
 use super::failure::{Failure, Result};
+use super::register;
 use super::restore::{Counted, open};
 use super::secret::{self, Output};
 use super::ui::{self, Ui};
@@ -20,19 +21,24 @@ it elsewhere than the backups, and look what a backup holds without a store:
 
   (umask 077; byokv keygen > backup.key)
   byokv backup --key-file backup.key --out monday.backup
-  byokv backup show --key-file backup.key monday.backup";
+  byokv backup show --key-file backup.key monday.backup
+
+The store keeps a register of them: `byokv backup list` lists all, `byokv backup list acme` those
+that hold an org. Erasing an org does not reach them, and its certificate names them.";
 
 #[derive(Args)]
 #[command(after_help = BACKUP, args_conflicts_with_subcommands = true)]
 pub(super) struct Backup {
     #[command(subcommand)]
-    show: Option<Show>,
+    command: Option<Command>,
     #[command(flatten)]
     make: Make,
 }
 
 #[derive(Subcommand)]
-enum Show {
+enum Command {
+    /// List the backups that were made, as far as the store knows, or those that hold an org
+    List(register::List),
     /// Check every byte of a backup, and say what it holds; needs no store
     Show {
         #[command(flatten)]
@@ -72,8 +78,9 @@ impl Key {
 
 impl Backup {
     pub(super) fn run(self, context: &Context) -> Result {
-        match self.show {
-            Some(Show::Show { key, file }) => show(context.ui, &key.read(context.ui)?, &file),
+        match self.command {
+            Some(Command::List(list)) => context.with_store(|store| list.run(context.ui, store)),
+            Some(Command::Show { key, file }) => show(context.ui, &key.read(context.ui)?, &file),
             None => self.make.run(context),
         }
     }
@@ -256,10 +263,11 @@ fn orgs(count: usize) -> String {
 /// Names what is not in it.
 fn complete(ui: Ui, contents: &BackupContents) -> Result {
     for org in &contents.left_out {
-        ui.warn(format_args!(
-            "org \"{}\" is not in the backup: its {} is suspended",
-            org.name, org.suspended
-        ));
+        let text = format!("org \"{}\" is not in the backup: {}", org.name, org.why);
+        match org.why {
+            LeftOut::RefusedByPolicy => ui.note(text),
+            _ => ui.warn(text),
+        }
     }
     for record in &contents.unreadable {
         ui.warn(format_args!(

@@ -9,6 +9,7 @@ use byokv::{Erasure, Residue, Store, text};
 use clap::Args;
 
 use super::failure::{Failure, Result};
+use super::register::{newest, still_held};
 use super::rotation;
 use super::ui::{self, Ui};
 
@@ -44,10 +45,13 @@ impl Delete {
             return wait(ui, erasure);
         }
         let records = store.keys().census(&name)?.total();
+        let held = store.keys().backups_of(&name)?;
         let what = format!(
-            "Every key of org \"{name}\" is destroyed, and its {} with it. Nobody can bring them \
-             back.",
-            ui::records(records)
+            "Every key of org \"{name}\" is destroyed, and its {} with it. This store cannot bring \
+             them back.\n{}{}",
+            ui::records(records),
+            still_held(&held.backups, held.missing),
+            newest(&held.backups)
         );
         confirm(ui, &name, &what, yes)?;
         wait(ui, &store.keys().erase_org(&name)?)
@@ -64,7 +68,11 @@ pub(super) fn wait(ui: Ui, erasure: &Erasure) -> Result {
         }
     };
     drop(bar);
-    ui.result(&certificate, &certificate)
+    ui.result(&certificate, &certificate)?;
+    if !certificate.backups.is_empty() || certificate.backups_missing > 0 {
+        ui.warn(still_held(&certificate.backups, certificate.backups_missing));
+    }
+    Ok(())
 }
 
 impl Retire {

@@ -20,6 +20,7 @@ mod names;
 mod open;
 mod org;
 mod record;
+mod register;
 mod restore;
 mod root;
 mod rotation;

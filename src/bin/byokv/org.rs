@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use byokv::{NamePolicy, OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
+use byokv::{BackupPolicy, NamePolicy, OrgPolicy, OrgStatus, RetirePolicy, Store, Suite};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -73,6 +73,9 @@ pub(super) struct Policy {
     /// Likewise, once it has sealed so many bytes
     #[arg(long, value_name = "BYTES")]
     rotate_after_bytes: Option<u64>,
+    /// What backups do with it; those that were made before stay as they are
+    #[arg(long, value_enum, value_name = "HOW")]
+    backups: Option<BackupsName>,
     /// Never rotate a key by itself
     #[arg(long, conflicts_with_all = ["rotate_after_age", "rotate_after_records", "rotate_after_bytes"])]
     rotate_never: bool,
@@ -96,6 +99,9 @@ impl Policy {
         }
         if self.rotate_never {
             policy = policy.without_rotation_limits();
+        }
+        if let Some(backups) = self.backups {
+            policy = policy.with_backups(backups.into());
         }
         if let Some(retire) = self.retire {
             policy = policy.with_retire(retire);
@@ -151,6 +157,23 @@ enum NamesName {
     Clear,
     /// Sealed, segment by segment: number, tree and lengths still show
     Blinded,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackupsName {
+    /// They hold it
+    Include,
+    /// They leave it out, and name it as left out
+    Refuse,
+}
+
+impl From<BackupsName> for BackupPolicy {
+    fn from(name: BackupsName) -> Self {
+        match name {
+            BackupsName::Include => Self::Include,
+            BackupsName::Refuse => Self::Refuse,
+        }
+    }
 }
 
 impl From<NamesName> for NamePolicy {

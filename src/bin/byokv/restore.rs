@@ -88,7 +88,7 @@ fn print(ui: Ui, restored: &Restored) -> Result {
         }
     }
     for org in &restored.backup.left_out {
-        ui.warn(format_args!("org \"{}\" is not in the backup", org.name));
+        ui.warn(format_args!("org \"{}\" is not in the backup: {}", org.name, org.why));
     }
     Ok(())
 }
