@@ -5,12 +5,13 @@ mod foreign;
 mod proofs;
 mod status;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::{AuditEntry, AuditHead, Certificate};
-use crate::engine::{Engine, OrgState};
+use crate::engine::{CompromisedKey, Engine, OrgState, compromised};
 use crate::error::Result;
 use crate::id::{Fingerprint, KeyVersion, Origin, Suite};
 #[cfg(feature = "import")]
@@ -128,6 +129,49 @@ impl KeyAdmin {
     /// [`return_to_platform_key`](Self::return_to_platform_key), or ask it for a new key.
     pub fn rotate_platform_key(&self, org: &str) -> Result<Rotation> {
         self.new_platform_key(org, Origin::Platform)
+    }
+
+    /// Lists the keys in use that a leaked copy of the store has, by org name and version: those that
+    /// were installed before the last
+    /// [change of a compromised root key](crate::Store::change_compromised_root_key). A key leaves
+    /// the list when it is retired.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let root = || KeyMaterial::generate().map(RootKey::from_material);
+    /// # let store = Store::open(dir.path().join("data"), root()?)?;
+    /// store.create_org("acme", OrgPolicy::byok())?;
+    /// assert!(store.keys().compromised_keys().is_empty());
+    /// store.change_compromised_root_key(root()?)?;
+    /// assert_eq!(store.keys().compromised_keys()[0].org, "acme");
+    /// for rotation in store.keys().rotate_compromised_keys()? {
+    ///     rotation.wait()?;
+    /// }
+    /// assert!(store.keys().compromised_keys().is_empty());
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    #[must_use]
+    pub fn compromised_keys(&self) -> Vec<CompromisedKey> {
+        self.engine.with_keyring(compromised)
+    }
+
+    /// Gives each org that seals under a [compromised](Self::compromised_keys) platform key a new
+    /// one, all in one change of the keyring. A customer's key is left: its owner has to bring
+    /// another.
+    ///
+    /// # Errors
+    /// [`Error::RandomUnavailable`](crate::Error::RandomUnavailable); disk errors of the machine.
+    pub fn rotate_compromised_keys(&self) -> Result<Vec<Rotation>> {
+        let orgs = self.compromised_keys().into_iter().filter(|key| key.seals);
+        let orgs = orgs.filter_map(|key| self.engine.org(&key.org).ok());
+        let mut leaving: HashMap<_, _> =
+            orgs.map(|org| (org.id, Leaving::of(&self.engine, &org))).collect();
+        let begun = self.engine.replace_compromised()?.into_iter().map(|(state, installed)| {
+            let leaving = leaving.remove(&state.id).unwrap_or_default();
+            self.begun(state, installed, leaving)
+        });
+        Ok(begun.collect())
     }
 
     /// Replaces the org's own key by a new platform key.
@@ -286,7 +330,7 @@ impl KeyAdmin {
     /// [`Error::OrgUnknown`](crate::Error::OrgUnknown).
     pub fn status(&self, org: &str) -> Result<OrgStatus> {
         let now = moment(&self.engine);
-        self.engine.with_keyring(|keyring| keyring.org(org).map(|entry| status(entry, now)))
+        self.engine.with_keyring(|keyring| Ok(status(keyring.org(org)?, keyring, now)))
     }
 
     /// Returns what the store makes of this machine's clock.
@@ -339,18 +383,25 @@ impl KeyAdmin {
         self.engine.remove_nameless(&*self.engine.org(org)?)
     }
 
-    /// Every certificate in the store, by org id and version. One that does not open is an
-    /// error in its place.
+    /// Every certificate in the store, by org id and version. One that does not open, or is not
+    /// authentic, is an error in its place. Reads the audit log if one of them was made before the last
+    /// [change of a compromised root key](crate::Store::change_compromised_root_key).
     pub fn certificates(&self) -> impl Iterator<Item = Result<Certificate>> + use<> {
         let engine = Arc::clone(&self.engine);
         let all = engine.storage.scan(Space::System, prefix_range(Certificate::PREFIX));
+        let vouched = std::cell::OnceCell::new();
+        let keys = self.clone();
         all.map(move |pair| {
             let (key, stored) = pair?;
             let why = "it is damaged in the database";
             let (certificate, _) = engine
                 .open_certificate(&key, &stored)?
                 .ok_or(crate::Error::CertificateInvalid { why })?;
-            engine.notary().verify(&certificate).map(|()| certificate)
+            let vouched = || match vouched.get() {
+                Some(vouched) => Ok(vouched),
+                None => keys.vouched_certificates().map(|read| vouched.get_or_init(|| read)),
+            };
+            engine.authenticate(&certificate, vouched).map(|()| certificate)
         })
     }
 

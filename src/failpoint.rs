@@ -16,7 +16,7 @@ pub use clock::Clock;
 pub use enabled::*;
 
 /// All lists.
-pub const LISTS: &[&[&str]] = &[DUE, ALL, ERASURE, RESIDUE, RESTORE, OPENING, BLINDED];
+pub const LISTS: &[&[&str]] = &[DUE, ALL, ERASURE, RESIDUE, SECRET, RESTORE, OPENING, BLINDED];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
 pub const OPENING: &[&str] =
@@ -38,6 +38,10 @@ pub const RESIDUE: &[&str] = &[
     "residue.counted",
 ];
 
+/// The points that a change of a compromised root key passes besides those of the keyring.
+pub const SECRET: &[&str] =
+    &["secret.copied", "secret.frozen", "secret.marked", "secret.switched", "secret.removed"];
+
 /// The points that a backup and a restore pass besides those.
 pub const RESTORE: &[&str] = &[
     "backup.begun",
@@ -58,6 +62,7 @@ pub const BLINDED: &[&str] = &["names.looked", "names.moved"];
 /// The points of a rotation, in the order in which a key's life passes them.
 pub const ALL: &[&str] = &[
     "put.sealed",
+    "own.sealed",
     "get.started",
     "get.fetched",
     "keyring.begun",

@@ -69,7 +69,10 @@ pub use audit::{
 };
 #[cfg(feature = "backup")]
 pub use backup::{BackedUpOrg, BackupContents, LeftOut, LeftOutOrg, UnreadableRecord};
-pub use engine::{Change, Inspection, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased, Watch};
+pub use engine::{
+    Change, CompromisedKey, Inspection, MAX_NAME_LEN, MAX_VALUE_LEN, Residue, ResidueErased,
+    SecretReplaced, Watch,
+};
 pub use envelope::Value;
 pub use envelope::name::MAX_NAME_SEGMENTS;
 pub use error::{BackupError, Error, ImportError, KeyMaterialError, Result};

@@ -119,6 +119,20 @@ impl Mark {
         Ok(())
     }
 
+    /// Writes and syncs `position` under another key into the older slot. Under the key of now that
+    /// slot counts as torn, and the newer slot goes on to count; under `key` it is the other way
+    /// round. So the keyring alone says which of the two the store goes by, and at each moment there
+    /// is exactly one. A mark that is not [taken over](Self::rekey) writes over it.
+    pub(crate) fn prepare(&self, key: &KeyMaterial, position: Position) -> Result<()> {
+        self.write(&position.encode(self.store, key))
+    }
+
+    /// Goes on under the key that was [prepared](Self::prepare).
+    pub(crate) fn rekey(&mut self, key: KeyMaterial) {
+        self.key = key;
+        self.next = 1 - self.next;
+    }
+
     fn write(&self, slot: &[u8; SLOT]) -> Result<()> {
         self.file
             .write_all_at(slot, OFFSETS[self.next])
@@ -176,6 +190,30 @@ mod tests {
         assert_eq!(load(dir.path()).unwrap(), Some(at(8)));
         mark.file.write_all_at(b"torn", OFFSETS[0] + 30).unwrap();
         assert!(matches!(load(dir.path()), Err(Error::FileDamaged { .. })));
+    }
+
+    #[test]
+    fn a_prepared_slot_counts_under_its_own_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = || KeyMaterial::take(&mut [5; 32]);
+        let mut mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        for syncs in 1..=2 {
+            mark.advance(at(syncs)).unwrap();
+            mark.prepare(&other(), at(syncs)).unwrap();
+            assert_eq!(load(dir.path()).unwrap(), Some(at(syncs)));
+            let prepared = Mark::load(dir.path(), STORE, &other()).unwrap();
+            assert_eq!(prepared, Some(at(syncs)));
+        }
+        // A process that was killed here goes on with either.
+        let mut mark = Mark::open(dir.path(), STORE, key()).unwrap();
+        mark.advance(at(3)).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(at(3)));
+        assert!(Mark::load(dir.path(), STORE, &other()).is_err());
+        mark.prepare(&other(), at(3)).unwrap();
+        mark.rekey(other());
+        mark.advance(at(4)).unwrap();
+        assert_eq!(Mark::load(dir.path(), STORE, &other()).unwrap(), Some(at(4)));
+        assert!(load(dir.path()).is_err(), "nothing is left of the key before");
     }
 
     #[test]

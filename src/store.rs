@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::admin::{KeyAdmin, OrgStatus, moment, status};
-use crate::engine::{Engine, Inspection, Residue, ResidueErased};
+use crate::engine::{Engine, Inspection, Residue, ResidueErased, SecretReplaced};
 use crate::error::{Error, Result};
 use crate::id::{OrgId, StorePosition};
 use crate::keyring::OrgPolicy;
@@ -105,7 +105,7 @@ impl Store {
         let now = moment(&self.engine);
         let mut orgs: Vec<_> = self.engine.with_keyring(|keyring| {
             let seen = keyring.orgs.iter().filter(|org| org.is_seen());
-            seen.map(|entry| status(entry, now)).collect()
+            seen.map(|entry| status(entry, keyring, now)).collect()
         });
         orgs.sort_by(|a: &OrgStatus, b| a.name.cmp(&b.name));
         orgs
@@ -202,12 +202,55 @@ impl Store {
     /// Wraps the keyring under another root key, in one atomic step. The old root key no longer
     /// opens the store; copies of the keyring that were made before still open with it.
     ///
+    /// This is for a key that nobody else has. The store's secret stays, so whoever has the old root
+    /// key and a copy of the keyring can forge certificates, audit entries, marks and digests that
+    /// this store takes for its own. Where that may be so, use
+    /// [`change_compromised_root_key`](Self::change_compromised_root_key).
+    ///
     /// # Errors
     /// [`Error::KeyReused`] for material that any org, backup or root key has or had, here or in a
     /// store whose backup was restored here; [`Error::RootKeyUnavailable`] if the new key cannot
     /// wrap; disk errors of the machine.
     pub fn change_root_key(&self, root: RootKey) -> Result<()> {
         self.engine.change_root_key(root)
+    }
+
+    /// Wraps the keyring under another root key because the one before may have leaked, and gives the
+    /// store a new secret, from which the keys of its mark, digest, audit log and certificates are
+    /// made. From then on everything that is made with the old secret is refused. What was made
+    /// before stays checkable: the audit log goes on, and a certificate counts if the log has it.
+    /// Import tokens are withdrawn.
+    ///
+    /// Copies what lives to a fresh database, as [`erase_residue`](Self::erase_residue) does, and
+    /// needs as much free space as that takes. Reads go on; writes are held up for the switch alone.
+    /// May be killed at any moment: the next open finds the store as it was, or changed, and the
+    /// root key that opens it says which.
+    ///
+    /// It cannot take anything back that a copy of the directory holds: values, names, and the keys
+    /// of all orgs of that time. [`SecretReplaced::compromised`] lists those that are still in use.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
+    /// # let root = || KeyMaterial::generate().map(RootKey::from_material);
+    /// let store = Store::open(dir.path().join("data"), root()?)?;
+    /// store.create_org("acme", OrgPolicy::byok())?.put("token", "s3cret")?;
+    /// let replaced = store.change_compromised_root_key(root()?)?;
+    /// assert_eq!((replaced.generation_before, replaced.generation), (1, 2));
+    /// // The copy has acme's key: it is to be replaced.
+    /// assert_eq!(replaced.compromised.len(), 1);
+    /// for rotation in store.keys().rotate_compromised_keys()? {
+    ///     rotation.wait()?;
+    /// }
+    /// # Ok::<(), byokv::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`change_root_key`](Self::change_root_key); [`Error::RolledBack`] if records are
+    /// missing or older than they were, because the new digest would hide that; [`Error::DiskFull`].
+    /// Nothing is changed then.
+    pub fn change_compromised_root_key(&self, root: RootKey) -> Result<SecretReplaced> {
+        self.engine.change_compromised_root_key(root)
     }
 
     /// Looks at a data directory from outside, without a root key and without changing anything: which

@@ -134,6 +134,51 @@ const STORY: &[Part] = &[
     Runs("byokv org delete acme --yes"),
     Runs("byokv org list"),
     Runs("byokv doctor"),
+    Says(
+        "## A root key has leaked\n\nSomebody may have a root key and a copy of the data directory from its \
+         time: from a stolen disk, a backup of the machine, somebody who has left. Whatever is in that copy \
+         can be read for ever, and no command takes it back. What can be ended is that they forge proofs \
+         which the store takes for its own, and that they read what is written from now on. These two orgs \
+         stand for those of your store.",
+    ),
+    Runs("byokv org create umbra"),
+    Runs("byokv org create acme --byok"),
+    Runs("openssl rand -base64 32 > third.key; chmod 600 third.key"),
+    Runs("byokv -q key provision acme --file third.key > certificate.txt"),
+    Says(
+        "1. **Close the way** by which it leaked: a new root key does not help while they still read the \
+         disk. Stop what has the store open.\n\
+         2. **Keep a copy** of `byokv --json audit` and `byokv --json certificate list` elsewhere: with the \
+         old secret they may have been changed already. Compare the end of the log (`byokv audit --verify`) \
+         with one that you noted before the leak, if you have one.\n\
+         3. **Change the root key as compromised.** A plain `root-key change` is not enough: it leaves the \
+         store's secret, from which proofs are made, as the copy has it. This copies the database, so it \
+         needs as much free space as that takes. Import tokens of before are withdrawn, and with \
+         `--rotate-keys` each org with a platform key gets a new one.",
+    ),
+    Runs(
+        "byokv root-key change --compromised --rotate-keys --generate --new-root-key-file next-root.key",
+    ),
+    Runs("mv next-root.key root.key"),
+    Says(
+        "4. **Replace every key that the copy has.** Those of the platform rotate now; wait for them. A \
+         customer's key can only be replaced by its owner: tell each customer that the old key is known to \
+         somebody, and ask for a new one, under a new import token.",
+    ),
+    Runs("byokv -q rotation wait > certificates.txt"),
+    Runs("openssl rand -base64 32 > fourth.key; chmod 600 fourth.key"),
+    Runs("byokv -q key provision acme --file fourth.key > certificate.txt"),
+    Says(
+        "5. **Erase the residue**: who has the copy has the keys of what still lies in the database's \
+         files.\n\
+         6. **Back up under another backup key.** Backup keys are not in the store, but what a backup holds \
+         is as old as it is; keep the old ones where the copy's finder cannot get them, or destroy them.\n\
+         7. **Look**: `doctor` names each key of the copy that is still in use. The log tells when it was \
+         done, and certificates from before count as they did.",
+    ),
+    Runs("byokv -q key erase > certificates.txt"),
+    Runs("byokv audit --verify"),
+    Runs("byokv doctor | grep -v -e syncs -e 'file system'"),
 ];
 
 /// Replaces what is random by stand-ins that are the same in every run.

@@ -106,29 +106,59 @@ fn the_old_key_leaves_the_disk_last() {
     }
 }
 
+/// Which of two root keys opens what a crash at this point would leave, and nothing is missing then.
+fn opens_with(point: &'static str, right: [bool; 2], change: fn(&Store, RootKey)) {
+    let place = Place::new();
+    let store = quiet(&place);
+    drop(filled(&store, "acme", 5));
+    store.keys().rotate_platform_key("acme").unwrap().ended();
+    store.sync().unwrap();
+    let copy = place.dir.path().join("copy");
+    let (from, to) = (place.data(), copy.clone());
+    let hook = failpoint::on(point, "", move || copy_dir(&from, &to));
+    let next = key_text();
+    change(&store, RootKey::from_material(material(&next)));
+    drop(hook);
+    for (root, opens) in [&place.root, &next].into_iter().zip(right) {
+        let opened = Store::open(&copy, RootKey::from_material(material(root)));
+        assert_eq!(opened.is_ok(), opens, "{point}: {opened:?}");
+        if let Ok(store) = opened {
+            check_filled(&store.org("acme").unwrap(), 5);
+            store.verify().unwrap();
+            store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+            assert_eq!(store.keys().certificates().map(Result::unwrap).count(), 1);
+            store.sync().unwrap();
+            store.close().unwrap();
+            let again = Store::open(&copy, RootKey::from_material(material(root))).unwrap();
+            again.verify().unwrap();
+        }
+    }
+}
+
 /// A root key is changed in one step: at each moment exactly one of the two opens.
 #[test]
 fn one_of_two_root_keys_opens_at_each_moment() {
     let _turn = turn();
-    for point in ["keyring.written", "keyring.exchanged", "keyring.dir_synced", "keyring.saved"] {
-        let place = Place::new();
-        let store = quiet(&place);
-        drop(filled(&store, "acme", 5));
-        store.sync().unwrap();
-        let copy = place.dir.path().join("copy");
-        let (from, to) = (place.data(), copy.clone());
-        let hook = failpoint::on(point, "", move || copy_dir(&from, &to));
-        let next = key_text();
-        store.change_root_key(RootKey::from_material(material(&next))).unwrap();
-        drop(hook);
-        let right = if point == "keyring.written" { [true, false] } else { [false, true] };
-        for (root, opens) in [&place.root, &next].into_iter().zip(right) {
-            let opened = Store::open(&copy, RootKey::from_material(material(root)));
-            assert_eq!(opened.is_ok(), opens, "{point}: {opened:?}");
-            if let Ok(store) = opened {
-                check_filled(&store.org("acme").unwrap(), 5);
-            }
-        }
+    let change = |store: &Store, root| store.change_root_key(root).unwrap();
+    opens_with("keyring.written", [true, false], change);
+    for point in ["keyring.exchanged", "keyring.dir_synced", "keyring.saved"] {
+        opens_with(point, [false, true], change);
+    }
+}
+
+/// The same where the store gets a new secret and a new database. No keyring accepts both.
+#[test]
+fn one_of_two_secrets_is_in_force_at_each_moment() {
+    let _turn = turn();
+    let change = |store: &Store, root| drop(store.change_compromised_root_key(root).unwrap());
+    let before = ["secret.copied", "secret.frozen", "secret.marked"];
+    for point in before.into_iter().chain(["keyring.begun", "keyring.written"]) {
+        opens_with(point, [true, false], change);
+    }
+    let after = ["keyring.exchanged", "keyring.dir_synced", "keyring.overwritten", "keyring.saved"];
+    let then = ["outbox.written", "secret.switched", "residue.overwritten", "secret.removed"];
+    for point in after.into_iter().chain(then) {
+        opens_with(point, [false, true], change);
     }
 }
 

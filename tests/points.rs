@@ -31,6 +31,7 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("erase", ""),
     ("residue", ""),
     ("root", ""),
+    ("compromised", ""),
     ("due", ""),
     ("token", ""),
     ("restore", ""),
@@ -46,6 +47,10 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("restore", "restore.synced"),
     ("residue", "residue.copied"),
     ("residue", "residue.switched"),
+    ("compromised", "secret.copied"),
+    ("compromised", "secret.marked"),
+    ("compromised", "keyring.exchanged"),
+    ("compromised", "secret.switched"),
 ];
 
 /// A place with the two keys that a scenario needs.
@@ -84,7 +89,7 @@ impl Trial {
                 let policy = OrgPolicy::byok().with_rotation_after_records(60);
                 keys.set_policy("acme", policy).unwrap();
             }
-            "suspend" | "residue" => {
+            "suspend" | "residue" | "compromised" => {
                 keys.provision("acme", material(&trial.key)).unwrap().ended();
             }
             "restore" => {
@@ -255,13 +260,15 @@ fn go_on(what: &str, store: &Store, (key, next_root): (&str, &str), backup: &Pat
                 store.erase_residue().unwrap();
             }
         }
-        "root" => {
+        "root" | "compromised" => {
             let next = RootKey::from_material(material(next_root));
             let print = next.fingerprint();
             let changed =
                 |entry: byokv::Result<byokv::AuditEntry>| entry.unwrap().fingerprint == Some(print);
-            if !keys.audit().any(changed) {
-                store.change_root_key(next).unwrap();
+            match (keys.audit().any(changed), what) {
+                (false, "root") => store.change_root_key(next).unwrap(),
+                (false, _) => drop(store.change_compromised_root_key(next).unwrap()),
+                (true, _) => {}
             }
         }
         "due" => {
@@ -338,10 +345,20 @@ fn end_of(what: &str, trial: &Trial, store: Store) -> Vec<String> {
     end.append(&mut certificates);
     keys.audit().for_each(|entry| drop(entry.unwrap()));
     store.verify().unwrap();
+    if what == "compromised" {
+        let known = keys.compromised_keys();
+        let known: Vec<_> = known.iter().map(|key| (&*key.org, key.version.get())).collect();
+        assert_eq!(known, [("acme", 2), ("umbra", 1)]);
+    }
     if what == "residue" {
         assert!(store.residue().unwrap().is_empty());
     }
+    drop(keys);
     store.close().unwrap();
+    if ["root", "compromised"].contains(&what) {
+        let old = trial.place.try_open();
+        assert!(matches!(old, Err(Error::RootKeyWrong { .. })), "{old:?}");
+    }
     let files = std::fs::read_dir(trial.place.data()).unwrap().count();
     assert_eq!(files, 4, "{what}: db, keyring, mark, LOCK");
     end

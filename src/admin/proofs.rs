@@ -9,6 +9,7 @@ use crate::audit::{
     CertificateMismatch as Mismatch, CertificateReport, FoundInstead, Logged, LostCertificate,
     SuiteTaken, Superseded, SupersededBy,
 };
+use crate::engine::Vouched;
 use crate::error::{Error, Result};
 use crate::id::{CertificateHash, KeyState, OrgId};
 use crate::keyring::{Erasure, Keyring};
@@ -75,6 +76,20 @@ impl KeyAdmin {
     }
 }
 
+impl KeyAdmin {
+    /// Reads the audit log for the certificates that it vouches for.
+    pub(super) fn vouched_certificates(&self) -> Result<Vouched> {
+        let mut vouched = Vouched::default();
+        for entry in self.audit() {
+            match entry {
+                Ok(_) | Err(Error::AuditBroken { .. }) => vouched.read(entry.as_ref()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(vouched)
+    }
+}
+
 /// The certificates that the database holds, by their keys there; `None` for one that does not open.
 type Kept = BTreeMap<Vec<u8>, Option<(Certificate, CertificateHash)>>;
 
@@ -88,6 +103,8 @@ struct Comparison<'a> {
     logged: HashMap<CertificateHash, Logged>,
     /// By the org: its certificates in the log, and the suites that it took.
     of_org: HashMap<OrgId, (Vec<CertificateHash>, Vec<SuiteTaken>)>,
+    /// The certificates of earlier secrets of the store that count.
+    vouched: Vouched,
     broken: Option<(u64, String)>,
     counted: HashMap<OrgId, Result<Census, String>>,
 }
@@ -112,6 +129,7 @@ impl<'a> Comparison<'a> {
             kept,
             logged: HashMap::new(),
             of_org: HashMap::new(),
+            vouched: Vouched::default(),
             broken: None,
             counted: HashMap::new(),
         };
@@ -121,6 +139,7 @@ impl<'a> Comparison<'a> {
 
     fn read_log(&mut self, log: AuditLog) -> Result<()> {
         for entry in log {
+            self.vouched.read(entry.as_ref());
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(Error::AuditBroken { entry, why }) => {
@@ -180,13 +199,8 @@ impl<'a> Comparison<'a> {
     fn check(&mut self, certificate: &Certificate, sha256: CertificateHash) -> CertificateCheck {
         let logged = self.logged.get(&sha256).map(|logged| logged.entry);
         let mut mismatches = Vec::new();
-        // The log is written by this store alone, and its end is in the keyring. So what it names is
-        // authentic, also after the secret that authenticated it was replaced.
-        let is_named = logged.is_some() && self.broken.is_none();
-        let verified = self.keys.engine.notary().verify(certificate);
-        if let Err(error) = verified
-            && !is_named
-        {
+        let verified = self.keys.engine.authenticate(certificate, || Ok(&self.vouched));
+        if let Err(error) = verified {
             let why = match error {
                 Error::CertificateInvalid { why } => why.to_owned(),
                 error => error.to_string(),
@@ -219,6 +233,10 @@ impl<'a> Comparison<'a> {
                 self.count(certificate, &mut mismatches);
             }
         } else {
+            // Where the log has to vouch, it may be what is wrong.
+            if let Some((entry, why)) = self.broken.clone() {
+                mismatches.push(Mismatch::AuditLogBroken { entry, why });
+            }
             let store = self.keys.engine.with_keyring(|keyring| keyring.store);
             if store != certificate.store {
                 mismatches.push(Mismatch::OtherStore { store });

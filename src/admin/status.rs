@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::engine::Engine;
 use crate::id::{Due, Fingerprint, KeyState, KeyVersion, OrgId, Origin, Suite};
-use crate::keyring::{OrgEntry, OrgPolicy, VersionEntry};
+use crate::keyring::{Keyring, OrgEntry, OrgPolicy, VersionEntry};
 use crate::policy::RetirePolicy;
 use crate::time::millis;
 
@@ -54,6 +54,9 @@ pub struct KeyStatus {
     pub hold_ends_unix_ms: Option<u64>,
     /// Why it is due to be rotated, if the org's policy says so.
     pub due: Option<Due>,
+    /// Whether it is in use although a copy of the store that leaked has it: it was installed before
+    /// the last [change of a compromised root key](crate::Store::change_compromised_root_key).
+    pub compromised: bool,
 }
 
 /// What a status is compared with: the wall clock, if it can be used, and the observed clock.
@@ -63,7 +66,7 @@ pub(crate) fn moment(engine: &Engine) -> Moment {
     (engine.clock.wall().ok(), engine.clock.observed())
 }
 
-pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
+pub(crate) fn status(entry: &OrgEntry, keyring: &Keyring, (wall, observed): Moment) -> OrgStatus {
     let retires = |v: &VersionEntry| {
         let is_leaving = v.version != entry.newest().version && v.state != KeyState::Retired;
         is_leaving.then(|| entry.retire_policy(v))
@@ -87,6 +90,7 @@ pub(crate) fn status(entry: &OrgEntry, (wall, observed): Moment) -> OrgStatus {
         hold_left_ms: left(v),
         hold_ends_unix_ms: left(v).and_then(|left| Some(wall?.saturating_add(left))),
         due: v.due.map(|(_, due)| due),
+        compromised: v.is_compromised(&keyring.secret),
     };
     OrgStatus {
         name: entry.name.clone(),

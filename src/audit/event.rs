@@ -86,7 +86,14 @@ pub enum AuditEvent {
         why: KeyRefusal,
     },
     /// The keyring was wrapped under a new root key.
-    RootKeyChanged,
+    RootKeyChanged {
+        /// Whether the one before may have leaked, so that the store was given a new secret.
+        compromised: bool,
+        /// Generation of the store's secret before.
+        secret_before: u32,
+        /// Generation of the store's secret now.
+        secret: u32,
+    },
     /// An operator accepted that the store went back in time.
     RollbackAccepted {
         /// What was behind.
@@ -132,6 +139,12 @@ pub enum AuditEvent {
     },
     /// An import token expired unused, and its private half was destroyed.
     ImportTokenExpired {
+        /// The token.
+        token: TokenId,
+    },
+    /// An import token was ended unused, and its private half destroyed, because a copy of the store
+    /// that leaked has it.
+    ImportTokenWithdrawn {
         /// The token.
         token: TokenId,
     },
@@ -238,7 +251,11 @@ impl fmt::Display for AuditEvent {
             Self::KeySuspended => f.write_str("key suspended"),
             Self::KeyResumed => f.write_str("key resumed"),
             Self::KeyRefused { why } => write!(f, "key refused ({why})"),
-            Self::RootKeyChanged => f.write_str("root key changed"),
+            Self::RootKeyChanged { compromised: false, .. } => f.write_str("root key changed"),
+            Self::RootKeyChanged { secret_before, secret, .. } => write!(
+                f,
+                "root key changed as compromised, store secret {secret_before} replaced by {secret}"
+            ),
             Self::RollbackAccepted { what } => write!(f, "rollback accepted ({what})"),
             Self::BackupMade { backup, whole_store, orgs, left_out, unreadable } => {
                 write!(f, "backup {backup} made, ")?;
@@ -273,6 +290,7 @@ impl fmt::Display for AuditEvent {
             }
             Self::ImportTokenUsed { token } => write!(f, "import token {token} used"),
             Self::ImportTokenExpired { token } => write!(f, "import token {token} expired"),
+            Self::ImportTokenWithdrawn { token } => write!(f, "import token {token} withdrawn"),
             Self::SealedKeyRefused { token, why } => {
                 write!(f, "sealed key under token {token} refused ({why})")
             }

@@ -248,6 +248,19 @@ impl Notary {
         Ok((entry, head))
     }
 
+    /// The generation of the store's secret that it works with.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Seals anew for `to` what this notary had sealed under `key`. Anything else is left as it is.
+    pub(crate) fn reseal(&self, to: &Self, key: &[u8], stored: &[u8]) -> Result<Vec<u8>> {
+        match sealed::open_bytes(&self.entries, key, stored) {
+            Some(opened) => sealed::seal_bytes(&to.entries, key, &opened),
+            None => Ok(stored.to_vec()),
+        }
+    }
+
     /// Adds the authenticator to a certificate, and gives back also what the database keeps of it
     /// and the hash of exactly those bytes, before they are sealed.
     pub(crate) fn certify(&self, certificate: Certificate) -> Result<Certified> {

@@ -64,6 +64,11 @@ pub enum KeyRefusal {
         /// When, milliseconds since 1970-01-01 UTC.
         used_unix_ms: u64,
     },
+    /// Its import token was withdrawn before, because a copy of the store has its private half.
+    TokenWithdrawn {
+        /// When, milliseconds since 1970-01-01 UTC.
+        withdrawn_unix_ms: u64,
+    },
     /// The store knows no such import token.
     TokenUnknown,
     /// It does not open under its import token.
@@ -95,6 +100,9 @@ impl KeyRefusal {
             &ImportError::OtherStore { made_by, .. } => Self::OtherStore { made_by },
             &ImportError::Expired { expired_unix_ms, .. } => Self::TokenExpired { expired_unix_ms },
             &ImportError::Used { used_unix_ms, .. } => Self::TokenUsed { used_unix_ms },
+            &ImportError::Withdrawn { withdrawn_unix_ms, .. } => {
+                Self::TokenWithdrawn { withdrawn_unix_ms }
+            }
             ImportError::Unknown { .. } => Self::TokenUnknown,
             ImportError::Altered { .. } => Self::Altered,
             ImportError::Reused { .. } => Self::Reused,
@@ -124,6 +132,9 @@ impl fmt::Display for KeyRefusal {
             }
             Self::TokenUsed { used_unix_ms } => {
                 write!(f, "its token was used already, at {}", rfc3339(*used_unix_ms))
+            }
+            Self::TokenWithdrawn { withdrawn_unix_ms } => {
+                write!(f, "its token was withdrawn at {}", rfc3339(*withdrawn_unix_ms))
             }
             Self::TokenUnknown => f.write_str("this store knows no such token"),
             Self::Altered => f.write_str("it was altered, or not sealed under its token"),

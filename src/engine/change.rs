@@ -6,10 +6,10 @@ use std::sync::{Arc, PoisonError};
 use super::clock::Look;
 use super::import::expire;
 use super::{Engine, OrgKeys, OrgState};
-use crate::audit::{AuditEvent, Draft, KeyRefusal};
+use crate::audit::{AuditEvent, Draft, KeyRefusal, Notary};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::id::{KeyVersion, OrgId, Origin, Suite};
+use crate::id::{KeyState, KeyVersion, OrgId, Origin, Suite};
 use crate::keyring::root::RootKey;
 use crate::keyring::{Installed, KeyOf, Keyring, OrgEntry, OrgPolicy, Owed};
 use crate::material::{self, KeyMaterial};
@@ -61,13 +61,8 @@ impl Engine {
         expire(&mut next, &mut drafts);
         let outcome = change(&mut next, &mut drafts)?;
         next.note_treatments();
-        for draft in drafts {
-            let head = (next.audit_entries, next.audit_hash);
-            let times = (next.audit_at, next.time.wall);
-            let (key, value, head) = self.notary().append(head, draft, times)?;
-            (next.audit_entries, next.audit_hash) = head;
-            next.audit_at = times.0.max(times.1);
-            next.outbox.push(Owed { key, value });
+        if !drafts.is_empty() {
+            Self::note(&mut next, &self.notary(), drafts)?;
         }
         match ring.file.save(root.as_ref().unwrap_or(&ring.root), &next) {
             // The file may be either one: no more writes before it is read again.
@@ -93,6 +88,19 @@ impl Engine {
             tracing::warn!(%error, generation, "keyring changed, sync failed");
         }
         Ok(outcome)
+    }
+
+    /// Makes audit entries of `drafts`, which the keyring owes to the database.
+    pub(super) fn note(keyring: &mut Keyring, notary: &Notary, drafts: Drafts) -> Result<()> {
+        for draft in drafts {
+            let head = (keyring.audit_entries, keyring.audit_hash);
+            let times = (keyring.audit_at, keyring.time.wall);
+            let (key, value, head) = notary.append(head, draft, times)?;
+            (keyring.audit_entries, keyring.audit_hash) = head;
+            keyring.audit_at = times.0.max(times.1);
+            keyring.outbox.push(Owed { key, value });
+        }
+        Ok(())
     }
 
     pub(super) fn pay_outbox(&self, keyring: &Keyring) -> Result<()> {
@@ -193,6 +201,43 @@ impl Engine {
             }
             Err(refused) => Err(self.audit_refusal(org, fingerprint, refused)),
         }
+    }
+
+    /// Gives each org that seals under a compromised platform key a new one, in one change of the
+    /// keyring.
+    pub(crate) fn replace_compromised(&self) -> Result<Vec<(Arc<OrgState>, Installed)>> {
+        self.check_open()?;
+        let is_meant = |entry: &OrgEntry, keyring: &Keyring| {
+            let newest = entry.newest();
+            let is_ours = newest.origin == Origin::Platform && newest.state == KeyState::Active;
+            entry.is_seen() && is_ours && newest.is_compromised(&keyring.secret)
+        };
+        let meant = |keyring: &Keyring| {
+            let orgs = keyring.orgs.iter().filter(|entry| is_meant(entry, keyring));
+            orgs.map(|entry| (entry.id, entry.name.clone())).collect::<Vec<_>>()
+        };
+        if self.with_keyring(meant).is_empty() {
+            return Ok(Vec::new());
+        }
+        let installed = self.change(None, |keyring, drafts| {
+            let (orgs, now) = (meant(keyring), keyring.time.wall);
+            let install = |(id, name): (OrgId, String)| {
+                let material = KeyMaterial::generate()?;
+                let installed = keyring.install((id, &name), material, Origin::Platform, now)?;
+                let draft = Draft::new(AuditEvent::PlatformKeyRotated).org(&name, id);
+                drafts.push(draft.key(installed.to, installed.fingerprint));
+                Ok((id, name, installed))
+            };
+            orgs.into_iter().map(install).collect::<Result<Vec<_>>>()
+        })?;
+        let publish = |(id, name, installed): (OrgId, String, Installed)| {
+            // One that was erased meanwhile has no key that is to be published.
+            let org = self.org(&name).ok().filter(|org| org.id == id)?;
+            self.publish(&org);
+            tracing::info!(org = name, from = %installed.from, to = %installed.to, "key activated");
+            Some((org, installed))
+        };
+        Ok(installed.into_iter().filter_map(publish).collect())
     }
 
     /// Notes a refused key, and gives the refusal back.
@@ -343,7 +388,10 @@ impl Engine {
         self.change(Some(root), |keyring, drafts| {
             keyring.refuse_reuse(fingerprint, KeyOf::Store)?;
             keyring.roots.push(fingerprint);
-            let mut draft = Draft::new(AuditEvent::RootKeyChanged);
+            let secret = keyring.secret.generation();
+            let event =
+                AuditEvent::RootKeyChanged { compromised: false, secret_before: secret, secret };
+            let mut draft = Draft::new(event);
             draft.fingerprint = Some(fingerprint);
             drafts.push(draft);
             Ok(())

@@ -18,9 +18,11 @@ mod orgs;
 mod own;
 mod residue;
 mod restore;
+mod secret;
 #[cfg(feature = "backup")]
 mod standstill;
 mod usage;
+mod vouched;
 mod watch;
 mod whole;
 
@@ -56,6 +58,9 @@ pub(crate) use orgs::{OrgKeys, OrgState, Slot};
 pub use residue::{Residue, ResidueErased};
 #[cfg(feature = "backup")]
 pub(crate) use restore::{Earlier, Provenance};
+pub(crate) use secret::compromised;
+pub use secret::{CompromisedKey, SecretReplaced};
+pub(crate) use vouched::Vouched;
 pub(crate) use watch::Watchers;
 pub use watch::{Change, Watch};
 

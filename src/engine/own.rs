@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::Engine;
 use crate::audit::{Certificate, Notary};
 use crate::error::Result;
+use crate::failpoint;
 use crate::id::CertificateHash;
 use crate::keyring::StoreSecret;
 use crate::storage::Space;
@@ -32,6 +33,7 @@ impl Engine {
     pub(crate) fn keep<T: Serialize>(&self, key: &[u8], thing: &T) -> Result<()> {
         let notary = self.notary();
         let sealed = notary.seal(key, thing)?;
+        failpoint::reach("own.sealed", "");
         self.storage.put(Space::System, key, Some(sealed))
     }
 

@@ -61,6 +61,20 @@ pub enum ImportError {
         /// When it was used, milliseconds since 1970-01-01 UTC.
         used_unix_ms: u64,
     },
+    /// The token was ended unused, because a root key had leaked: a copy of the store may hold what
+    /// opens the key that was sealed.
+    #[error(
+        "the import token {token} was withdrawn at {}, when the store was given another root key \
+         because the one before had leaked: whoever has a copy of the store could read the key that \
+         was sealed under it; nothing was changed; make a new token and have a new key sealed",
+        rfc3339(*.withdrawn_unix_ms)
+    )]
+    Withdrawn {
+        /// The token.
+        token: TokenId,
+        /// When it was withdrawn, milliseconds since 1970-01-01 UTC.
+        withdrawn_unix_ms: u64,
+    },
     /// This store knows no such token.
     #[error(
         "this store knows no import token {token}: it was altered on its way, or ended so long ago \

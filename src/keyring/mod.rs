@@ -149,6 +149,8 @@ pub(crate) struct VersionEntry {
     pub(crate) due: Option<(u64, Due)>,
     /// A backup says that the org had it elsewhere: it never had material here.
     pub(crate) inherited: bool,
+    /// Generation of the store's secret when it was installed.
+    pub(crate) secret_generation: u32,
 }
 
 /// Since when a version is held.
@@ -324,7 +326,8 @@ impl Keyring {
         self.check_suite(name, suite)?;
         let version = KeyVersion::FIRST;
         let times = (now, self.time.observed);
-        let first = VersionEntry::active(version, Origin::Platform, fingerprint, material, times);
+        let generation = self.secret.generation();
+        let first = VersionEntry::active((version, Origin::Platform), material, times, generation);
         self.orgs.push(OrgEntry {
             id,
             name: free.name.clone(),
@@ -360,6 +363,7 @@ impl Keyring {
         let fingerprint = material.fingerprint();
         self.refuse_reuse(fingerprint, KeyOf::Org { id, ancestors: &ancestors })?;
         let times = (now, self.time.observed);
+        let generation = self.secret.generation();
         let org = self.org_mut(id, name)?;
         if org.newest().state != KeyState::Active {
             return Err(org.conflict("its key is suspended; resume it first"));
@@ -369,7 +373,7 @@ impl Keyring {
         org.transition(from, KeyState::DecryptOnly)?;
         let policy = org.policy.retire();
         org.note(from, |replaced| replaced.retire_by = Some(policy))?;
-        org.versions.push(VersionEntry::active(to, origin, fingerprint, material, times));
+        org.versions.push(VersionEntry::active((to, origin), material, times, generation));
         Ok(Installed { from, to, fingerprint })
     }
 }
@@ -543,20 +547,17 @@ impl OrgEntry {
 
 impl VersionEntry {
     fn active(
-        version: KeyVersion,
-        origin: Origin,
-        fingerprint: Fingerprint,
+        (version, origin): (KeyVersion, Origin),
         material: KeyMaterial,
         (created, observed): (u64, u64),
+        secret_generation: u32,
     ) -> Self {
-        let material = Some(material);
-        let state = KeyState::Active;
         Self {
             version,
             origin,
-            state,
-            fingerprint,
-            material,
+            state: KeyState::Active,
+            fingerprint: material.fingerprint(),
+            material: Some(material),
             created,
             observed,
             retired: None,
@@ -566,6 +567,13 @@ impl VersionEntry {
             residue_erased: false,
             due: None,
             inherited: false,
+            secret_generation,
         }
+    }
+
+    /// Returns true if it is in use and a copy of the store holds it that a change of a compromised
+    /// root key was made against.
+    pub(crate) fn is_compromised(&self, secret: &StoreSecret) -> bool {
+        self.state != KeyState::Retired && self.secret_generation < secret.generation()
     }
 }

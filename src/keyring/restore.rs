@@ -163,6 +163,7 @@ impl Keyring {
         let used_up =
             || Error::KeyConflict { org: name.clone(), why: "its version numbers are used up" };
         let version = kin.map_or(own, |kin| kin.max(own)).next().ok_or_else(used_up)?;
+        let secret_generation = self.secret.generation();
         let past = |v: &PastVersion| VersionEntry {
             version: v.version,
             origin: v.origin,
@@ -179,10 +180,11 @@ impl Keyring {
             residue_erased: true,
             due: None,
             inherited: true,
+            secret_generation,
         };
         let mut versions: Vec<_> = history.versions.iter().map(past).collect();
         let times = (now, self.time.observed);
-        versions.push(VersionEntry::active(version, origin, fingerprint, material, times));
+        versions.push(VersionEntry::active((version, origin), material, times, secret_generation));
         let entry = OrgEntry {
             id,
             name: name.clone(),

@@ -48,6 +48,8 @@ struct EndedToken {
 enum End {
     Used,
     Expired,
+    /// Because a copy of the store has its private half.
+    Withdrawn,
 }
 
 impl LiveToken {
@@ -103,6 +105,15 @@ impl Keyring {
         }
     }
 
+    /// Destroys the private halves of all tokens that may still be used.
+    pub(crate) fn withdraw_tokens(&mut self, now: u64) -> Vec<(TokenId, OrgId)> {
+        let all: Vec<_> = self.tokens.live.iter().map(|token| (token.id, token.org)).collect();
+        for &(id, _) in &all {
+            self.tokens.end(id, End::Withdrawn, now);
+        }
+        all
+    }
+
     /// Destroys the private halves of the tokens that have expired by now.
     pub(crate) fn expire_tokens(&mut self) -> Vec<(TokenId, OrgId)> {
         let due = |token: &&LiveToken| token.is_to_end(&self.time);
@@ -153,6 +164,9 @@ mod use_of_tokens {
                 Some((End::Used, used_unix_ms)) => ImportError::Used { token: id, used_unix_ms },
                 Some((End::Expired, expired_unix_ms)) => {
                     ImportError::Expired { token: id, expired_unix_ms }
+                }
+                Some((End::Withdrawn, withdrawn_unix_ms)) => {
+                    ImportError::Withdrawn { token: id, withdrawn_unix_ms }
                 }
                 None => ImportError::Unknown { token: id },
             }))
@@ -278,6 +292,19 @@ mod tests {
         assert_eq!(refusal(&ring, 1), ImportError::Expired { token: id(1), expired_unix_ms: 7 });
         assert_eq!(ring.token(id(2)).unwrap().org, other);
         assert_eq!(ring.tokens.live.len(), 1, "the private half is gone");
+    }
+
+    #[test]
+    fn withdrawing_ends_every_token_that_may_still_be_used() {
+        let mut ring = ring();
+        (1..=3).for_each(|number| ring.add_token("acme", token(number, 100)).unwrap());
+        ring.use_token(id(2), 6);
+        assert_eq!(ring.withdraw_tokens(7), [(id(1), ACME), (id(3), ACME)]);
+        let withdrawn = ImportError::Withdrawn { token: id(3), withdrawn_unix_ms: 7 };
+        assert_eq!(refusal(&ring, 3), withdrawn);
+        assert_eq!(refusal(&ring, 2), ImportError::Used { token: id(2), used_unix_ms: 6 });
+        assert!(ring.tokens.live.is_empty(), "the private halves are gone");
+        assert!(ring.withdraw_tokens(8).is_empty());
     }
 
     #[test]

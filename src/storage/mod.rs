@@ -146,10 +146,13 @@ pub(crate) enum CopyPlan<'a> {
     Checked,
     /// The digest of the copy is made of what was found, whatever that is.
     Accepting,
-    /// As `Checked`, and what the copy holds is under this new key of the digest.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the change of a store's secret"))]
-    Under(&'a KeyMaterial),
+    /// As `Checked`, and what the copy holds is under this new key of the digest. What the store
+    /// keeps of itself is sealed anew.
+    Under { key: &'a KeyMaterial, reseal: Reseal },
 }
+
+/// Makes of a key in the system space and its value what the copy is to have under that key.
+pub(crate) type Reseal = Arc<dyn Fn(&[u8], &[u8]) -> Result<Vec<u8>> + Send + Sync>;
 
 /// A copy that may take the place of the current database.
 pub(crate) trait Successor {

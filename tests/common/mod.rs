@@ -173,8 +173,12 @@ fn open_sled(dir: &Path) -> sled::Db {
 
 /// Changes a tree of sled's behind the store's back, and what says how the database was closed.
 pub(crate) fn tamper(place: &Place, tree: &str, change: impl FnOnce(&sled::Tree)) {
-    let dir = place.data().join("db");
-    let db = open_sled(&dir);
+    tamper_in(&place.data().join("db"), tree, change);
+}
+
+/// The same, with the directory of the database.
+pub(crate) fn tamper_in(dir: &Path, tree: &str, change: impl FnOnce(&sled::Tree)) {
+    let db = open_sled(dir);
     change(&db.open_tree(tree).unwrap());
     db.flush().unwrap();
     fs::write(dir.join("durable"), [0; 16]).unwrap();

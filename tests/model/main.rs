@@ -88,7 +88,7 @@ fn of_keys() -> impl Strategy<Value = Op> {
         1 => who().prop_map(Op::Retire),
         1 => who().prop_map(Op::EraseOrg),
         1 => Just(Op::EraseResidue),
-        1 => Just(Op::ChangeRootKey),
+        1 => any::<bool>().prop_map(Op::ChangeRootKey),
     ]
 }
 
@@ -166,7 +166,7 @@ fn after_crash(world: World, point: &str, ops: &[Op]) -> World {
     let world = World::go_on(&dir, known.clone());
     let mut world = world
         .or_else(|error| {
-            assert!(matches!(op, Some(Op::ChangeRootKey)), "{error}");
+            assert!(matches!(op, Some(Op::ChangeRootKey(_))), "{error}");
             World::go_on(&dir, Known { root: known.made + 1, ..known })
         })
         .unwrap();

@@ -88,7 +88,8 @@ pub(crate) enum Op {
     Retire(Who),
     EraseOrg(Who),
     EraseResidue,
-    ChangeRootKey,
+    /// Whether as compromised.
+    ChangeRootKey(bool),
     Sync,
     Reopen,
     Verify,
@@ -166,9 +167,11 @@ impl fmt::Debug for Op {
                 write!(f, "keys.erase_org({org:?}).wait(); store.create_org({org:?});")
             }
             Self::EraseResidue => f.write_str("store.erase_residue();"),
-            Self::ChangeRootKey => f.write_str(
-                "store.change_root_key(RootKey::from_material(KeyMaterial::generate()));",
-            ),
+            Self::ChangeRootKey(compromised) => {
+                let which = if *compromised { "compromised_" } else { "" };
+                let root = "RootKey::from_material(KeyMaterial::generate())";
+                write!(f, "store.change_{which}root_key({root});")
+            }
             Self::Sync => f.write_str("store.sync();"),
             Self::Reopen => f.write_str("store.close(); store = Store::open(data, root);"),
             Self::Verify => f.write_str("store.verify();"),

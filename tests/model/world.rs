@@ -468,9 +468,13 @@ impl World {
                 let checks = keys.verify_each_certificate(&erased.certificates).unwrap();
                 assert!(checks.iter().all(byokv::CertificateCheck::is_true), "{checks:?}");
             }
-            Op::ChangeRootKey => {
+            Op::ChangeRootKey(compromised) => {
                 let number = self.make();
-                self.store.change_root_key(RootKey::from_material(material(number))).unwrap();
+                let root = RootKey::from_material(material(number));
+                match compromised {
+                    true => drop(self.store.change_compromised_root_key(root).unwrap()),
+                    false => self.store.change_root_key(root).unwrap(),
+                }
                 self.known.root = number;
             }
             Op::Sync => self.store.sync().unwrap(),

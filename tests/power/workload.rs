@@ -123,8 +123,13 @@ fn operate(store: &Store, rng: &mut Rng) {
         let rotation = step("provision umbra -", || keys.rotate_platform_key("umbra").unwrap());
         if rng.one_in(2) {
             let root = key_text();
+            let compromised = rng.one_in(2);
             step(&format!("root {root}"), || {
-                store.change_root_key(RootKey::from_material(material(&root))).unwrap();
+                let root = RootKey::from_material(material(&root));
+                match compromised {
+                    true => drop(store.change_compromised_root_key(root).unwrap()),
+                    false => store.change_root_key(root).unwrap(),
+                }
             });
         }
         certified("umbra", &rotation);

@@ -1,6 +1,7 @@
 //! `byokv doctor`: what is wrong with a store, and what to do.
 
 mod clock;
+mod keys;
 mod modes;
 mod records;
 mod rotations;
@@ -9,7 +10,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
-use byokv::{ErasureLimit, KeyState, Store, text};
+use byokv::{ErasureLimit, Store, text};
 use serde::Serialize;
 use serde_json::json;
 
@@ -218,16 +219,7 @@ fn inside(report: &mut Report, store: Store) {
         Err(error) => report.add(Level::Fault, "store", error.to_string(), ""),
     }
     records::records(report, &store);
-    let orgs = store.orgs();
-    for org in &orgs {
-        for key in org.versions.iter().filter(|key| key.state == KeyState::Suspended) {
-            let found = format!(
-                "{} of org {} is suspended, fingerprint {}",
-                key.version, org.name, key.fingerprint
-            );
-            report.add(Level::Notice, "key", found, "`byokv key resume` takes the same key back");
-        }
-    }
+    keys::keys(report, &store);
     clock::clock(report, store.keys().clock());
     rotations::rotations(report, &store);
     rotations::erasures(report, &store);

@@ -153,9 +153,11 @@ impl Failure {
             Error::Import(ImportError::OtherOrg { .. }) => {
                 "`byokv audit` says for which org the token was made".to_owned()
             }
-            Error::Import(ImportError::Expired { .. } | ImportError::Used { .. }) => {
-                "byokv key import-token ORG".to_owned()
-            }
+            Error::Import(
+                ImportError::Expired { .. }
+                | ImportError::Used { .. }
+                | ImportError::Withdrawn { .. },
+            ) => "byokv key import-token ORG".to_owned(),
             Error::RotationBlocked { org, .. } => format!(
                 "`byokv verify --deep {0}` names every such record; the next `byokv rotation wait \
                  {0}` tries again",
@@ -195,6 +197,7 @@ fn import(why: &ImportError) -> &'static str {
         ImportError::OtherStore { .. } => "import_other_store",
         ImportError::Expired { .. } => "import_expired",
         ImportError::Used { .. } => "import_used",
+        ImportError::Withdrawn { .. } => "import_withdrawn",
         ImportError::Unknown { .. } => "import_unknown",
         ImportError::Altered { .. } => "import_altered",
         ImportError::Reused { .. } => "import_reused",

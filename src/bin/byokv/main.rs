@@ -23,6 +23,7 @@ mod record;
 mod register;
 mod restore;
 mod root;
+mod root_key;
 mod rotation;
 mod sealed;
 mod secret;
@@ -185,7 +186,7 @@ enum Command {
     Clock(clock::Command),
     /// The key that wraps the store's keyring
     #[command(subcommand)]
-    RootKey(setup::RootKeyCommand),
+    RootKey(root_key::Command),
     /// Make a sealed backup while the store can be used, or look what one holds
     Backup(backup::Backup),
     /// Restore orgs from a backup, each under a new key
@@ -267,7 +268,7 @@ fn run(context: &Context, command: Command) -> Result {
         Command::Certificate(command) => command.run(context),
         Command::Audit(audit) => audit.run(context),
         Command::Clock(command) => command.run(context),
-        Command::RootKey(setup::RootKeyCommand::Change(change)) => change.run(context),
+        Command::RootKey(command) => command.run(context),
         Command::Backup(backup) => backup.run(context),
         Command::Restore(restore) => restore.run(context),
         Command::Doctor => doctor::run(context),

@@ -1,10 +1,10 @@
-//! Making a store, keys, and the change of the root key.
+//! Making a store, and keys.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use byokv::{RootKey, Store};
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde_json::json;
 
 use super::Context;
@@ -79,58 +79,4 @@ pub(super) fn keygen(context: &Context) -> Result {
 struct Generated<'a> {
     key: &'a str,
     fingerprint: byokv::Fingerprint,
-}
-
-#[derive(Subcommand)]
-pub(super) enum RootKeyCommand {
-    /// Wrap the keyring under another root key, in one atomic step
-    Change(Change),
-}
-
-#[derive(Args)]
-pub(super) struct Change {
-    /// File of the new root key, or a pipe
-    #[arg(long, value_name = "FILE")]
-    new_root_key_file: PathBuf,
-    /// Make the new key in that file, which must not exist
-    #[arg(long)]
-    generate: bool,
-}
-
-impl Change {
-    pub(super) fn run(self, context: &Context) -> Result {
-        let file = &self.new_root_key_file;
-        let (before, after) = (
-            context.root_fingerprint()?,
-            context.with_store(|store| {
-                let root = if self.generate {
-                    RootKey::from_material(secret::generate_file(file)?)
-                } else {
-                    context.root_key_in(file)?
-                };
-                let fingerprint = root.fingerprint();
-                store.change_root_key(root).inspect_err(|_| {
-                    if self.generate {
-                        // The change may have happened although its end failed.
-                        let file = file.display();
-                        context.ui.warn(format_args!("the new root key stays in {file}"));
-                    }
-                })?;
-                Ok(fingerprint)
-            })?,
-        );
-        let json = json!({
-            "before": before,
-            "root_key_fingerprint": after,
-            "root_key_file": file.display().to_string(),
-        });
-        let file = file.display();
-        context.ui.done(
-            &json,
-            format_args!(
-                "root key changed from {before} to {after}\nfrom now on the store opens with \
-                 {file}; older copies of the keyring still open with the key before"
-            ),
-        )
-    }
 }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::RecvTimeoutError;
 use crossbeam::sync::ShardedLockWriteGuard;
 
-use super::super::{Freeze, Frozen};
-use super::digest::{Digest, group_of, is_own};
+use super::super::{Freeze, Frozen, Reseal};
+use super::digest::{Digest, Place, group_of, is_own, plain};
+use super::keys::unescape;
 use super::{CopyPlan, Database, Group, Shared, Space, Successor};
 use crate::error::Result;
 
@@ -27,6 +28,7 @@ pub(super) struct Copy<'a> {
     new: Arc<Database>,
     /// Whether what was copied must be what the digest says.
     is_checked: bool,
+    reseal: Option<Reseal>,
     copied: Mutex<Copied>,
 }
 
@@ -35,6 +37,13 @@ pub(super) struct Copy<'a> {
 struct Copied {
     old: HashMap<Group, u64>,
     new: HashMap<Group, u64>,
+    /// Of what was sealed anew, the print of what it was made of, under the old digest.
+    resealed: HashMap<Place, u64>,
+}
+
+fn count(sums: &mut HashMap<Group, u64>, group: Group, before: u64, now: u64) {
+    let sum = sums.entry(group).or_default();
+    *sum = sum.wrapping_add(now).wrapping_sub(before);
 }
 
 impl<'a> Copy<'a> {
@@ -49,14 +58,18 @@ impl<'a> Copy<'a> {
         let digest = match plan {
             CopyPlan::Checked => Arc::clone(old.digest()),
             CopyPlan::Accepting => Arc::new(old.digest().fresh()),
-            CopyPlan::Under(key) => Arc::new(Digest::new(key)),
+            CopyPlan::Under { key, .. } => Arc::new(Digest::new(key)),
         };
         let (new, _) = Database::open(dir, &shared.options, digest, false)?;
         let new = Arc::new(new);
         shared.copying.store(true, Ordering::Release);
         drop(shared.writes.write().unwrap_or_else(PoisonError::into_inner));
         let is_checked = !matches!(plan, CopyPlan::Accepting);
-        let copy = Self { shared, old, new, is_checked, copied: Mutex::default() };
+        let reseal = match plan {
+            CopyPlan::Under { reseal, .. } => Some(Arc::clone(reseal)),
+            CopyPlan::Checked | CopyPlan::Accepting => None,
+        };
+        let copy = Self { shared, old, new, is_checked, reseal, copied: Mutex::default() };
         for space in SPACES {
             copy.copy_all(space)?;
         }
@@ -72,7 +85,7 @@ impl<'a> Copy<'a> {
         let mut iter = self.old.range(space, (Bound::Unbounded, Bound::Unbounded))?;
         let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         while let Some((key, value)) = self.old.step(|| iter.next())? {
-            let Some(value) = self.take(space, &key, None, Some(value)) else { continue };
+            let Some(value) = self.take(space, &key, None, Some(value))? else { continue };
             bytes += key.len() + value.len();
             batch.insert(key, value);
             if bytes >= PIECE {
@@ -91,25 +104,38 @@ impl<'a> Copy<'a> {
         key: &[u8],
         replaced: Option<&[u8]>,
         value: Option<sled::IVec>,
-    ) -> Option<sled::IVec> {
+    ) -> Result<Option<sled::IVec>> {
         if is_own(space, key) {
-            return value.filter(|_| !self.has_own_digest());
+            return Ok(value.filter(|_| !self.has_own_digest()));
         }
         let group = group_of(space, key);
+        let reseal = self.reseal.as_ref().filter(|_| space == Space::System);
         let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-        let Copied { old, new } = &mut *copied;
-        let count = |digest: &Digest, sums: &mut HashMap<Group, u64>| {
-            let place = digest.place(space, key);
-            let [before, now] = [replaced, value.as_deref()].map(|value| digest.now(place, value));
-            let sum = sums.entry(group).or_default();
-            *sum = sum.wrapping_add(now).wrapping_sub(before);
+        let digest = self.old.digest();
+        let place = digest.place(space, key);
+        let before = match reseal {
+            Some(_) => copied.resealed.remove(&place).unwrap_or_default(),
+            None => digest.now(place, replaced),
         };
-        count(self.old.digest(), old);
+        let now = digest.now(place, value.as_deref());
+        count(&mut copied.old, group, before, now);
         if !self.has_own_digest() {
-            return value;
+            return Ok(value);
         }
-        count(self.new.digest(), new);
-        value.map(|value| self.new.digest().dress_anew(space, key, &value, self.old.digest()))
+        let taken = match (value, reseal) {
+            (Some(value), Some(reseal)) => {
+                copied.resealed.insert(place, now);
+                let name = unescape(key).unwrap_or_default();
+                Some(self.new.digest().dress_new(space, key, reseal(&name, plain(&value))?))
+            }
+            (value, _) => value
+                .map(|value| self.new.digest().dress_anew(space, key, &value, self.old.digest())),
+        };
+        let digest = self.new.digest();
+        let place = digest.place(space, key);
+        let [before, now] = [replaced, taken.as_deref()].map(|value| digest.now(place, value));
+        count(&mut copied.new, group, before, now);
+        Ok(taken)
     }
 
     fn put(&self, space: Space, batch: sled::Batch, bytes: usize) -> Result<()> {
@@ -130,7 +156,7 @@ impl<'a> Copy<'a> {
             for (_, key) in noted.iter().filter(|(noted_in, _)| *noted_in == space) {
                 let replaced = self.new.get_raw(space, key)?;
                 let value = self.old.get_raw(space, key)?;
-                let value = self.take(space, key, replaced.as_deref(), value);
+                let value = self.take(space, key, replaced.as_deref(), value)?;
                 bytes += EACH + key.len() + value.as_ref().map_or(0, |value| value.len());
                 match value {
                     Some(value) => batch.insert(key.clone(), value),

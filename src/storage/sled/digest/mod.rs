@@ -211,7 +211,11 @@ impl Digest {
         if Arc::ptr_eq(&self.keys, &other.keys) {
             return stored.clone();
         }
-        let value = plain(stored).to_vec();
+        self.dress_new(space, key, plain(stored).to_vec())
+    }
+
+    /// A value as it stands in a database where it was there when that was begun.
+    pub(super) fn dress_new(&self, space: Space, key: &[u8], value: Vec<u8>) -> sled::IVec {
         self.prints().dress(self.place(space, key), value, 0, 0).into()
     }
 

@@ -32,7 +32,7 @@ pub(in super::super) struct Prints {
 }
 
 /// Stands for a key.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(in super::super) struct Place(u128);
 
 /// What belongs to one value under one key only, and is known to nobody without the key.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::super::{CopyPlan, Freeze, Write};
+use super::super::super::{CopyPlan, Freeze, Reseal, Write};
 use std::ops::Bound;
 
 use super::super::{SledOptions, SledStorage, Storage};
@@ -430,9 +430,15 @@ fn a_copy_under_another_key_is_whole_and_opens_under_that_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (storage, _) = with_orgs(dir.path());
     let other = KeyMaterial::take(&mut [2; 32]);
-    assert_eq!(copied(&storage, dir.path(), &CopyPlan::Under(&other)), []);
+    let reseal: Reseal = Arc::new(|key, value| Ok([key, value].concat()));
+    storage.put(Space::System, b"s", Some(vec![4; 40])).unwrap();
+    storage.put(Space::System, b"t\xff", Some(vec![4; 40])).unwrap();
+    assert_eq!(copied(&storage, dir.path(), &CopyPlan::Under { key: &other, reseal }), []);
     assert_eq!(storage.broken().unwrap(), []);
-    assert_eq!(&*storage.get(Space::Records, &key(ORGS[1], b"c")).unwrap().unwrap(), [5; 40]);
+    let get = |space, key: &[u8]| storage.get(space, key).unwrap().unwrap().to_vec();
+    assert_eq!(get(Space::Records, &key(ORGS[1], b"c")), [5; 40]);
+    assert_eq!(get(Space::System, b"s"), [&b"s"[..], &[5; 40]].concat());
+    assert_eq!(get(Space::System, b"t\xff"), [&b"t\xff"[..], &[4; 40]].concat());
     assert!(copied_whole(storage, dir.path(), 2));
     assert!(!open_under(dir.path(), "db.1", 1).was_whole());
 }
