@@ -90,5 +90,5 @@ pub use org::{Batch, Names, Org, ParallelScan, Record, Scan, Swap};
 pub use policy::{BackupPolicy, PolicyChange, RetirePolicy};
 pub use rotation::{Erasure, Phase, Progress, Rotation, Throttle};
 #[cfg(feature = "backup")]
-pub use store::{Backup, Restore, Restored, RestoredOrg};
+pub use store::{Backup, RecordSelection, Restore, Restored, RestoredOrg, RestoredRecords};
 pub use store::{Options, Store};

@@ -30,7 +30,7 @@ use crate::rotation::{Phase, Rotations, WorkerThread};
 pub use backup::Backup;
 pub use options::Options;
 #[cfg(feature = "backup")]
-pub use restore::{Restore, Restored, RestoredOrg};
+pub use restore::{RecordSelection, Restore, Restored, RestoredOrg, RestoredRecords};
 
 /// One data directory, opened by one process. Share it in an `Arc`, or hand out [`Org`]s.
 ///

@@ -249,3 +249,42 @@ fn what_a_hostile_backup_says_reaches_no_terminal_as_it_is() {
     let audit = String::from_utf8(shell.run("audit").stdout).unwrap();
     assert!(audit.contains("foreign keys dropped, which came with backup"), "{audit}");
 }
+
+#[test]
+fn one_record_or_one_org_is_taken_from_a_backup() {
+    let shell = Shell::new();
+    shell.json("backup --key-file key --out a.backup");
+    let restored = shell.json("restore --key-file key a.backup --org acme --as old");
+    assert_eq!((&restored["name"], &restored["was_name"]), (&"old".into(), &"acme".into()));
+    shell.json("delete acme n00003");
+    let line = "restore --key-file key a.backup --org acme --record n00003";
+    assert_eq!(shell.json(line)["records"], 1);
+    assert_eq!(shell.refused(line).1, "record_exists");
+    shell.json("org create into");
+    let some = shell.json("restore --key-file key a.backup --org acme --prefix n0001 --into into");
+    assert_eq!(some["records"], 10);
+    let again = "restore --key-file key a.backup --org acme --prefix n0001 --into into --overwrite";
+    assert_eq!(shell.json(again)["records"], 10);
+    let none = shell.refused("restore --key-file key a.backup --org acme --record none");
+    assert_eq!((none.0, &none.1[..]), (4, "backup_no_such_record"));
+    for usage in ["--record n", "--as old", "--org acme --into x", "--org a --org b --as c"] {
+        assert_eq!(
+            shell.refused(&format!("restore --key-file key a.backup {usage}")).0,
+            2,
+            "{usage}"
+        );
+    }
+    // Which backups there are, and what erasing the org does not reach.
+    let known = shell.json("backup list");
+    assert_eq!((&known["state"], &known["whole_store"]), (&"made".into(), &true.into()));
+    shell.json("org policy acme --backups refuse");
+    let left = shell.json("backup --key-file key --out b.backup");
+    assert_eq!(left["left_out"][0]["why"]["kind"], "refused_by_policy");
+    assert_eq!(shell.refused("backup acme --key-file key --out c.backup").1, "backup_org_refuses");
+    let output = shell.run("org delete acme --yes");
+    let said =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    let backup = known["backup"].as_str().unwrap();
+    assert!(said.contains("1 backup still holds it: destroy that backup, or its key"), "{said}");
+    assert!(said.contains(backup) && !said.contains("Nobody can"), "{said}");
+}

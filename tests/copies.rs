@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use byokv::{
     AuditEvent, BackupContents, BackupError, BackupId, BackupPolicy, BackupState, Certificate,
-    Error, KeyMaterial, LeftOut, Options, OrgPolicy, RootKey, Store,
+    Error, KeyMaterial, LeftOut, Options, OrgPolicy, RecordSelection, RootKey, Store,
 };
 use common::{Ended, Place, backup, check_filled, filled, key_text, material, new_key, restore};
 
@@ -295,4 +295,96 @@ fn a_backup_that_was_cut_off_is_in_the_register() {
         let noted = store.keys().audit().any(cut_off);
         assert_eq!(noted, state == Some(BackupState::Unfinished), "{point}");
     }
+}
+
+/// I6: one org beside the one that is there, under another name.
+#[test]
+fn an_org_is_restored_under_another_name() {
+    let place = Place::new();
+    let store = place.open();
+    drop((filled(&store, "acme", 20), filled(&store, "umbra", 5)));
+    let key = new_key();
+    let file = backup(&store, &key);
+    let restored = |org: &str, name: &str| {
+        let restore = store.restore(&key).only("acme").rename(org, name);
+        restore.read_from(io::Cursor::new(&file))
+    };
+    let taken = restored("acme", "umbra").unwrap_err();
+    assert!(matches!(&taken, Error::OrgExists { org } if org == "umbra"), "{taken}");
+    let unnamed = restored("umbra", "other").unwrap_err();
+    assert!(matches!(unnamed, Error::Backup(BackupError::OrgNotChosen { .. })), "{unnamed}");
+    assert!(matches!(restored("acme", "a\nb").unwrap_err(), Error::InvalidOrgName { .. }));
+    let org = &restored("acme", "acme of monday").unwrap().orgs[0];
+    assert_eq!((&org.name[..], &org.was_name[..]), ("acme of monday", "acme"));
+    check_filled(&store.org("acme of monday").unwrap(), 20);
+    check_filled(&store.org("acme").unwrap(), 20);
+}
+
+/// I6: one record, or those of one prefix, by ordinary writes.
+#[test]
+fn some_records_are_restored_into_an_org_that_is_there() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 20);
+    let umbra = store.create_org("umbra", OrgPolicy::byok()).unwrap();
+    let key = new_key();
+    let file = backup(&store, &key);
+    let restored = |which, into: &byokv::Org, overwrite| {
+        let file = io::Cursor::new(&file);
+        store.restore(&key).records_from(file, "acme", which, into, overwrite)
+    };
+    acme.put("n00003", "new").unwrap();
+    acme.delete("n00004").unwrap();
+    let (one, some) = (RecordSelection::Name(b"n00004"), RecordSelection::Prefix(b"n0000"));
+    assert_eq!(restored(one, &acme, false).unwrap().records, 1);
+    assert_eq!(acme.get("n00004").unwrap().as_deref(), Some(&b"v4"[..]));
+    acme.delete("n00004").unwrap();
+    let refused = restored(some, &acme, false).unwrap_err();
+    assert!(matches!(refused, Error::Backup(BackupError::RecordExists { .. })), "{refused}");
+    assert!(acme.get("n00004").unwrap().is_none(), "nothing was written");
+    assert_eq!(acme.get("n00003").unwrap().as_deref(), Some(&b"new"[..]));
+    assert_eq!(restored(some, &acme, true).unwrap().records, 10);
+    check_filled(&acme, 20);
+    let backup = restored(some, &umbra, false).unwrap().backup.id;
+    check_filled(&umbra, 10);
+    let none = restored(RecordSelection::Name(b"none"), &umbra, false).unwrap_err();
+    assert!(matches!(none, Error::Backup(BackupError::NoSuchRecord { .. })), "{none}");
+    let event = AuditEvent::RecordsRestored { backup, records: 10 };
+    assert_eq!(
+        store.keys().audit().filter(|entry| entry.as_ref().unwrap().event == event).count(),
+        2
+    );
+}
+
+/// A record that changed while the backup was made has several entries.
+#[test]
+fn the_last_entry_of_a_record_counts() {
+    let place = Place::new();
+    let store = place.open();
+    let acme = filled(&store, "acme", 5);
+    acme.put("z", vec![1; 200_000]).unwrap();
+    let key = new_key();
+    let mut file = Vec::new();
+    struct Changes<'a>(&'a mut Vec<u8>, &'a byokv::Org);
+    impl Write for Changes<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.len() > 60_000 {
+                self.1.put("n00001", "newer").unwrap();
+                self.1.delete("n00002").unwrap();
+            }
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    store.backup(&key).write_to(Changes(&mut file, &acme)).unwrap();
+    assert!(BackupContents::read(&key, &file[..]).unwrap().orgs[0].entries > 6);
+    let into = store.create_org("into", OrgPolicy::byok()).unwrap();
+    let which = RecordSelection::Prefix(b"n");
+    let restore = store.restore(&key);
+    let restored = restore.records_from(io::Cursor::new(&file), "acme", which, &into, false);
+    assert_eq!(restored.unwrap().records, 4);
+    assert_eq!(into.get("n00001").unwrap().as_deref(), Some(&b"newer"[..]));
+    assert!(into.get("n00002").unwrap().is_none());
 }

@@ -123,6 +123,13 @@ pub enum AuditEvent {
         /// The backup.
         backup: BackupId,
     },
+    /// Records of a backup were written into an org that was there.
+    RecordsRestored {
+        /// The backup.
+        backup: BackupId,
+        /// How many.
+        records: u64,
+    },
     /// A restore failed or was cut off: what it had written cannot be read and is deleted.
     RestoreDiscarded,
     /// An import token was made: a key may come in under it.
@@ -284,6 +291,9 @@ impl fmt::Display for AuditEvent {
             }
             Self::RestoreBegun { backup } => write!(f, "restore from backup {backup} begun"),
             Self::OrgRestored { backup } => write!(f, "org restored from backup {backup}"),
+            Self::RecordsRestored { backup, records } => {
+                write!(f, "{records} records restored from backup {backup}")
+            }
             Self::RestoreDiscarded => f.write_str("unfinished restore discarded"),
             Self::ImportTokenMade { token, expires_unix_ms } => {
                 write!(f, "import token {token} made, until {}", rfc3339(*expires_unix_ms))

@@ -121,9 +121,27 @@ pub enum BackupError {
         /// The name asked for.
         org: String,
     },
+    /// The backup holds none of the records that were asked for.
+    #[error(
+        "the backup holds no such record of the org \"{}\"; nothing was restored; look for another \
+         name, or in another backup", escape(org.as_bytes())
+    )]
+    NoSuchRecord {
+        /// The org.
+        org: String,
+    },
+    /// A record that was to be restored is there already.
+    #[error(
+        "the record \"{name}\" is there already; it was left as it is, and so was every record that is \
+         not restored yet; restore it into another org, or overwrite what is there"
+    )]
+    RecordExists {
+        /// Its name, escaped and cut to 256 characters.
+        name: String,
+    },
     /// A key was given for an org that is not to be restored.
     #[error(
-        "a key was given for the org \"{org}\", which is not among those to be restored; nothing was \
+        "a key or another name was given for the org \"{org}\", which is not among those to be restored; nothing was \
          restored; choose that org too, or give no key for it",
         org = escape(.org.as_bytes())
     )]

@@ -1,6 +1,9 @@
 //! Restoring a backup: first the whole of it is checked, then its records are sealed anew under
 //! keys of their own, in orgs that nobody sees before they are whole.
 
+mod records;
+
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
@@ -18,6 +21,8 @@ use crate::material::KeyMaterial;
 use crate::org::{Batch, Org};
 use crate::rotation::Rotations;
 
+pub use records::{RecordSelection, RestoredRecords};
+
 /// A backup that is to be restored. From [`Store::restore`](crate::Store::restore).
 #[must_use = "nothing is restored before `read_from`"]
 pub struct Restore<'a> {
@@ -27,6 +32,8 @@ pub struct Restore<'a> {
     /// All, if it is empty.
     only: HashSet<String>,
     keys: HashMap<String, KeyMaterial>,
+    /// New names, by the names in the backup.
+    names: HashMap<String, String>,
 }
 
 /// What a restore did.
@@ -43,8 +50,10 @@ pub struct Restored {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RestoredOrg {
-    /// Name, as it was.
+    /// Name: as it was, unless another one was asked for.
     pub name: String,
+    /// Name that it has in the backup.
+    pub was_name: String,
     /// Id, a new one.
     pub id: OrgId,
     /// The id that it had where the backup was made.
@@ -67,12 +76,19 @@ impl<'a> Restore<'a> {
         rotations: &'a Arc<Rotations>,
         key: &'a KeyMaterial,
     ) -> Self {
-        Self { engine, rotations, key, only: HashSet::new(), keys: HashMap::new() }
+        let (only, keys, names) = (HashSet::new(), HashMap::new(), HashMap::new());
+        Self { engine, rotations, key, only, keys, names }
     }
 
     /// This org alone; called again, several.
     pub fn only(mut self, org: &str) -> Self {
         self.only.insert(org.to_owned());
+        self
+    }
+
+    /// Restores `org` under another name, also beside the org of its name that is there.
+    pub fn rename(mut self, org: &str, name: &str) -> Self {
+        self.names.insert(org.to_owned(), name.to_owned());
         self
     }
 
@@ -124,10 +140,11 @@ impl<'a> Restore<'a> {
         let missing = |org: &String| Error::from(BackupError::OrgMissing { org: org.clone() });
         let named: HashSet<&String> = manifest.orgs.iter().map(|p| &p.history.name).collect();
         let is_chosen = |org: &String| self.only.is_empty() || self.only.contains(org);
-        if let Some(org) = self.keys.keys().chain(&self.only).find(|org| !named.contains(org)) {
+        let changed = || self.keys.keys().chain(self.names.keys());
+        if let Some(org) = changed().chain(&self.only).find(|org| !named.contains(org)) {
             return Err(missing(org));
         }
-        if let Some(org) = self.keys.keys().find(|org| !is_chosen(org)) {
+        if let Some(org) = changed().find(|org| !is_chosen(org)) {
             return Err(BackupError::OrgNotChosen { org: org.clone() }.into());
         }
         let chosen = |place: &usize| is_chosen(&manifest.orgs[*place].history.name);
@@ -154,11 +171,17 @@ impl<'a> Restore<'a> {
             keys: manifest.keys(),
             earlier: earlier.collect(),
         };
-        let orgs = chosen.iter().map(|&place| {
+        let histories = chosen.iter().map(|&place| {
             let history = &manifest.orgs[place].history;
-            (history, self.keys.remove(&history.name))
+            match self.names.get(&history.name) {
+                None => Cow::Borrowed(history),
+                Some(name) => Cow::Owned(OrgHistory { name: name.clone(), ..history.clone() }),
+            }
         });
-        let orgs = orgs.collect();
+        let histories: Vec<_> = histories.collect();
+        let keys = chosen.iter().map(|&place| &manifest.orgs[place].history.name);
+        let keys: Vec<_> = keys.map(|name| self.keys.remove(name)).collect();
+        let orgs = histories.iter().map(AsRef::as_ref).zip(keys).collect();
         self.engine.begin_restore(provenance, orgs)
     }
 
@@ -292,7 +315,8 @@ impl Writer {
     ) -> Result<RestoredOrg> {
         self.flush()?;
         Ok(RestoredOrg {
-            name: history.name.clone(),
+            name: self.org.name().to_owned(),
+            was_name: history.name.clone(),
             id: self.org.id(),
             was_id: history.id,
             key: self.org.state.gate.snapshot().active,

@@ -48,7 +48,9 @@ impl Failure {
                 Error::OrgUnknown { .. }
                 | Error::OtherStore { .. }
                 | Error::Backup(
-                    BackupError::OrgMissing { .. } | BackupError::NothingForeign { .. },
+                    BackupError::OrgMissing { .. }
+                    | BackupError::NoSuchRecord { .. }
+                    | BackupError::NothingForeign { .. },
                 ) => 4,
                 Error::NotEntitled { .. } | Error::Backup(BackupError::OtherKey { .. }) => 5,
                 Error::FipsModuleMissing => 1,
@@ -221,6 +223,10 @@ fn backup(why: &BackupError) -> &'static str {
         BackupError::NothingForeign { .. } => "foreign_keys_none",
         BackupError::Changed => "backup_changed",
         BackupError::OrgMissing { .. } => "backup_org_missing",
+        BackupError::NoSuchRecord { .. } => "backup_no_such_record",
+        BackupError::RecordExists { .. } => "record_exists",
+        BackupError::OrgRefuses { .. } => "backup_org_refuses",
+        BackupError::PolicyChanged { .. } => "backup_policy_changed",
         BackupError::OrgNotChosen { .. } => "backup_org_not_chosen",
         BackupError::Outrun => "backup_outrun",
         _ => "backup_refused",

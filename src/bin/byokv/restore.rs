@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use byokv::{Error, Origin, Restored};
+use byokv::{Error, Origin, RecordSelection, Restored};
 use clap::Args;
 
 use super::Context;
@@ -22,6 +22,21 @@ pub(super) struct Restore {
     /// Only this org; may be given several times
     #[arg(long, value_name = "ORG")]
     org: Vec<String>,
+    /// Restore that org under another name, also beside the one that is there
+    #[arg(long = "as", value_name = "NAME", requires = "org")]
+    rename: Option<String>,
+    /// Only this record of that org, into an org that is there
+    #[arg(long, value_name = "NAME", requires = "org", conflicts_with_all = ["prefix", "rename", "with_key"])]
+    record: Option<String>,
+    /// Only the records of that org whose names start like this, into an org that is there
+    #[arg(long, requires = "org", conflicts_with_all = ["rename", "with_key"])]
+    prefix: Option<String>,
+    /// The org that such records go into; the default is the one of the same name
+    #[arg(long, value_name = "ORG", requires = "org")]
+    into: Option<String>,
+    /// Overwrite records that are there
+    #[arg(long, requires = "org")]
+    overwrite: bool,
     /// Put this org directly under a key that it brings, of which FILE holds the base64; may be
     /// given for several orgs
     #[arg(long, value_name = "ORG=FILE", value_parser = org_and_file)]
@@ -38,10 +53,36 @@ impl Restore {
         let ui = context.ui;
         let key = self.key.read(ui)?;
         let (file, len) = open(&self.file)?;
+        let which = match (&self.record, &self.prefix) {
+            (Some(name), _) => Some(RecordSelection::Name(name.as_bytes())),
+            (None, Some(prefix)) => Some(RecordSelection::Prefix(prefix.as_bytes())),
+            (None, None) => None,
+        };
+        if which.is_none() && (self.into.is_some() || self.overwrite) {
+            let how = "--into and --overwrite go with --record or --prefix";
+            return Err(Failure::Usage(how.to_owned()));
+        }
+        if (which.is_some() || self.rename.is_some()) && self.org.len() != 1 {
+            let how = "--as, --record and --prefix are about one org: give --org once";
+            return Err(Failure::Usage(how.to_owned()));
+        }
+        if let (Some(which), [org]) = (which, &self.org[..]) {
+            let from = Counted::new(file, ui.bar(), "checking", len);
+            return context.with_store(|store| {
+                let into = store.org(self.into.as_deref().unwrap_or(org))?;
+                let restore = store.restore(&key);
+                let restored = restore.records_from(from, org, which, &into, self.overwrite)?;
+                let records = ui::records(restored.records);
+                ui.done(&restored, format!("{records} restored into {}", into.name()))
+            });
+        }
         let restored = context.with_store(|store| {
             let mut restore = store.restore(&key);
             for org in &self.org {
                 restore = restore.only(org);
+            }
+            for (org, name) in self.org.iter().zip(&self.rename) {
+                restore = restore.rename(org, name);
             }
             for (org, file) in &self.with_key {
                 restore = restore.with_key(org, secret::key(ui, Some(file))?);
@@ -61,8 +102,8 @@ fn advised(error: Error) -> Failure {
             quoted(org)
         ),
         Error::OrgExists { org } => format!(
-            "restore into a new store (`byokv --data NEW init`), choose other orgs with --org, or \
-             first delete the one that is here: `byokv org delete {}`",
+            "restore it under another name (`--org {0} --as NAME`), or into a new store (`byokv --data \
+             NEW init`), choose other orgs with --org, or first delete the one that is here: `byokv org delete {0}`",
             quoted(org)
         ),
         _ => return error.into(),
