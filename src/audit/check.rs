@@ -14,7 +14,9 @@ use crate::time::rfc3339;
 /// It answers three things apart: whether the certificate is *authentic* (this store made it, and
 /// nobody altered it), whether it is *true of this store now*, and whether it is *superseded*. A copy
 /// of a store has the same secret: what the copy certifies is authentic, and not true of the
-/// original.
+/// original. After a
+/// [change of a compromised root key](crate::Store::change_compromised_root_key) it is not authentic
+/// either, and what this store certified before is, as far as its audit log vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[must_use = "it says whether the certificate is true"]
