@@ -1,7 +1,7 @@
 //! Why a backup or a restore was refused.
 
 use crate::id::{BackupId, Fingerprint};
-use crate::text::escape;
+use crate::text::{clean, escape};
 
 /// What is wrong with a backup. Before a restore writes anything, the whole of it is read and
 /// checked: unless it says otherwise, nothing was restored.
@@ -133,7 +133,8 @@ pub enum BackupError {
     /// A record that was to be restored is there already.
     #[error(
         "the record \"{name}\" is there already; it was left as it is, and so was every record that is \
-         not restored yet; restore it into another org, or overwrite what is there"
+         not restored yet; restore it into another org, or overwrite what is there",
+        name = clean(.name)
     )]
     RecordExists {
         /// Its name, escaped and cut to 256 characters.

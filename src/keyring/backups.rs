@@ -1,11 +1,13 @@
 //! What the keyring knows of backups: from when to when a backup of the whole store held an org,
-//! which backups are under way, and how many the register in the database has. Times are
+//! which backups are under way, how many the register in the database has, and how a restore ends. Times are
 //! generations of the keyring, which no clock can turn back.
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keyring, OrgEntry};
-use crate::id::{BackupId, Fingerprint, OrgId};
+use super::{Erasure, Keyring, OrgEntry};
+use crate::id::{BackupId, Fingerprint, KeyState, KeyVersion, OrgId};
 use crate::policy::BackupPolicy;
 
 /// How a backup of the whole store treats an org.
@@ -91,13 +93,51 @@ impl Keyring {
     /// Counts an entry of the register for each of these orgs.
     #[cfg(feature = "backup")]
     pub(crate) fn note_registered(&mut self, orgs: &[OrgId]) {
-        let asked: std::collections::HashSet<_> = orgs.iter().collect();
+        let asked: HashSet<_> = orgs.iter().collect();
         let asked = self.orgs.iter_mut().filter(|org| asked.contains(&org.id));
         asked.for_each(|org| org.registered += 1);
     }
 }
 
+impl Keyring {
+    /// Restored orgs are whole: they are orgs like any other.
+    #[cfg(feature = "backup")]
+    pub(crate) fn end_restore(&mut self, orgs: &HashSet<OrgId>) {
+        let ended = self.orgs.iter_mut().filter(|org| orgs.contains(&org.id));
+        ended.for_each(|org| org.is_restoring = false);
+    }
+
+    /// Destroys the keys of orgs that never became whole.
+    pub(crate) fn give_up_restore(&mut self, orgs: &HashSet<OrgId>, now: u64) {
+        for org in self.orgs.iter_mut().filter(|org| org.is_restoring && orgs.contains(&org.id)) {
+            org.is_restoring = false;
+            org.destroy_keys(now);
+        }
+        self.looks = None;
+    }
+}
+
 impl OrgEntry {
+    /// Its records stay, and nobody can open them.
+    pub(super) fn destroy_keys(&mut self, now: u64) -> Vec<KeyVersion> {
+        let mut destroyed = Vec::new();
+        for version in self.versions.iter_mut().filter(|v| v.state != KeyState::Retired) {
+            version.state = KeyState::Retired;
+            version.material = None;
+            version.retired = Some(now);
+            destroyed.push(version.version);
+        }
+        self.suite_before = None;
+        self.erasure = Some(Erasure::KeysDestroyed);
+        destroyed
+    }
+
+    /// The suspended version that some of its records may need.
+    pub(crate) fn withheld(&self) -> Option<KeyVersion> {
+        let mut versions = self.versions.iter();
+        versions.find(|v| v.state == KeyState::Suspended).map(|v| v.version)
+    }
+
     /// How a backup of the whole store treats it now.
     pub(crate) fn treatment(&self) -> Treatment {
         if !self.is_seen() || self.withheld().is_some() {

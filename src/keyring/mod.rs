@@ -14,8 +14,6 @@ mod secret;
 mod tests;
 mod tokens;
 
-use std::collections::HashSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -290,22 +288,6 @@ impl Keyring {
         confirmed.total()
     }
 
-    /// Restored orgs are whole: they are orgs like any other.
-    #[cfg(feature = "backup")]
-    pub(crate) fn end_restore(&mut self, orgs: &HashSet<OrgId>) {
-        let ended = self.orgs.iter_mut().filter(|org| orgs.contains(&org.id));
-        ended.for_each(|org| org.is_restoring = false);
-    }
-
-    /// Destroys the keys of orgs that never became whole.
-    pub(crate) fn give_up_restore(&mut self, orgs: &HashSet<OrgId>, now: u64) {
-        for org in self.orgs.iter_mut().filter(|org| org.is_restoring && orgs.contains(&org.id)) {
-            org.is_restoring = false;
-            org.destroy_keys(now);
-        }
-        self.looks = None;
-    }
-
     /// Adds an org under its first platform key.
     pub(crate) fn create_org(
         &mut self,
@@ -388,26 +370,6 @@ impl OrgEntry {
 
     pub(crate) fn version(&self, version: KeyVersion) -> Option<&VersionEntry> {
         self.versions.iter().find(|entry| entry.version == version)
-    }
-
-    /// Its records stay, and nobody can open them.
-    fn destroy_keys(&mut self, now: u64) -> Vec<KeyVersion> {
-        let mut destroyed = Vec::new();
-        for version in self.versions.iter_mut().filter(|v| v.state != KeyState::Retired) {
-            version.state = KeyState::Retired;
-            version.material = None;
-            version.retired = Some(now);
-            destroyed.push(version.version);
-        }
-        self.suite_before = None;
-        self.erasure = Some(Erasure::KeysDestroyed);
-        destroyed
-    }
-
-    /// The suspended version that some of its records may need.
-    pub(crate) fn withheld(&self) -> Option<KeyVersion> {
-        let mut versions = self.versions.iter();
-        versions.find(|v| v.state == KeyState::Suspended).map(|v| v.version)
     }
 
     /// Whether it can be had by name.
