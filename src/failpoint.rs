@@ -16,7 +16,8 @@ pub use clock::Clock;
 pub use enabled::*;
 
 /// All lists.
-pub const LISTS: &[&[&str]] = &[DUE, ALL, ERASURE, RESIDUE, SECRET, RESTORE, OPENING, BLINDED];
+pub const LISTS: &[&[&str]] =
+    &[DUE, ALL, ERASURE, RESIDUE, SECRET, RESTORE, OPENING, BLINDED, LARGE];
 
 /// The points that opening a store passes besides those of the keyring and of syncs.
 pub const OPENING: &[&str] =
@@ -55,6 +56,10 @@ pub const RESTORE: &[&str] = &[
     "restore.finished",
     "restore.discarded",
 ];
+
+/// The points that large pages pass when sled drops them.
+pub const LARGE: &[&str] =
+    &["pages.linked", "pages.unlinked", "pages.overwritten", "pages.removed"];
 
 /// The points that only an org with blinded names passes.
 pub const BLINDED: &[&str] = &["names.looked", "names.moved"];

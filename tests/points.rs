@@ -16,7 +16,10 @@ use byokv::{
     AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, RetirePolicy, RootKey, Store,
     Suite, Throttle, failpoint,
 };
-use common::{Ended, Place, check_filled, copy_dir, filled, filled_blinded, key_text, material};
+use common::{
+    Ended, Place, check_filled, copy_dir, filled, filled_blinded, has_dropped_pages, key_text,
+    material,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -35,6 +38,7 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("due", ""),
     ("token", ""),
     ("restore", ""),
+    ("large", ""),
     ("create", "keyring.saved"),
     ("rotate", "sync.flushed:2"),
     ("rotate", "outbox.written"),
@@ -51,6 +55,7 @@ const SCENARIOS: &[(&str, &str)] = &[
     ("compromised", "secret.marked"),
     ("compromised", "keyring.exchanged"),
     ("compromised", "secret.switched"),
+    ("large", "pages.unlinked"),
 ];
 
 /// A place with the two keys that a scenario needs.
@@ -259,6 +264,20 @@ fn go_on(what: &str, store: &Store, (key, next_root): (&str, &str), backup: &Pat
             if !certified(CertificateKind::KeyErased) {
                 store.erase_residue().unwrap();
             }
+        }
+        "large" => {
+            let org = store.org("acme").unwrap();
+            until(what, || {
+                for i in 0..10 {
+                    org.put("n00000", vec![i; 300_000]).unwrap();
+                    // Large pages are dropped once the log has gone on.
+                    org.put("n00001", vec![i; 100_000]).unwrap();
+                }
+                store.sync().unwrap();
+                has_dropped_pages(&backup.with_extension(""))
+            });
+            org.put("n00000", "v0").unwrap();
+            org.put("n00001", "v1").unwrap();
         }
         "root" | "compromised" => {
             let next = RootKey::from_material(material(next_root));

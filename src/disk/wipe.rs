@@ -5,7 +5,7 @@
 //! blocks, journals or snapshots: [`Medium`](super::Medium) tells the first apart.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -30,8 +30,15 @@ pub(crate) fn to_overwrite(path: &Path) -> io::Result<File> {
 
 /// Overwrites all of an open file with zeros, durably, whatever names it still has.
 pub(crate) fn overwrite_open(file: &mut File) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
     let len = file.metadata()?.len();
     file.rewind()?;
-    io::copy(&mut io::repeat(0).take(len), file)?;
+    let mut left = len;
+    while left > 0 {
+        let piece = left.min(ZEROS.len() as u64);
+        file.write_all(&ZEROS[..usize::try_from(piece).unwrap_or(ZEROS.len())])?;
+        left -= piece;
+    }
     file.sync_data()
 }

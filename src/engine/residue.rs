@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::id::{KeyState, KeyVersion, OrgId};
 use crate::keyring::{Erasure, Keyring};
-use crate::storage::{CopyPlan, Freeze};
+use crate::storage::{CopyPlan, Freeze, SledStorage};
 
 /// Envelopes of a retired key version that can still be found in the database's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -141,6 +141,9 @@ impl Engine {
     /// database. How long writes stood still.
     fn move_to(&self, new: &Path, number: u32, plan: &CopyPlan<'_>) -> Result<Duration> {
         let mut successor = self.storage.copy_to(new, plan)?;
+        if SledStorage::lost_pages(&self.storage.dir()) {
+            SledStorage::note_lost_pages(new)?;
+        }
         failpoint::reach("residue.copied", "");
         successor.catch_up()?;
         let mut frozen = None;
@@ -191,6 +194,9 @@ impl Engine {
         let left = self.count_envelopes()?;
         failpoint::reach("residue.counted", "");
         let mut scope = vec![ErasureLimit::AbortedPages, ErasureLimit::ShortenedLog];
+        if SledStorage::lost_pages(&self.storage.dir()) {
+            scope.push(ErasureLimit::PagesNotKept);
+        }
         scope.extend(self.limits());
         let certificates = self.change(None, |keyring, drafts| {
             let mut claims = Vec::new();

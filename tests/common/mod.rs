@@ -153,6 +153,34 @@ pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         .collect()
 }
 
+/// Returns true once files of large pages were dropped, overwritten, and their links removed.
+pub(crate) fn has_dropped_pages(data: &Path) -> bool {
+    let links = fs::read_dir(data.join("db/links")).unwrap();
+    let numbers = links.map(|link| link.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    let numbers: Vec<usize> = numbers.collect();
+    numbers.iter().max().is_some_and(|max| max + 1 > numbers.len())
+}
+
+/// Where `needle` stands in `bytes`, not overlapping. Looks at one byte in as many as `needle` has,
+/// mostly (Horspool): tests are not optimized.
+pub(crate) fn places_of(bytes: &[u8], needle: &[u8]) -> Vec<usize> {
+    let last = needle.len() - 1;
+    let mut steps = [needle.len(); 256];
+    for (at, &byte) in needle[..last].iter().enumerate() {
+        steps[usize::from(byte)] = last - at;
+    }
+    let (mut at, mut places) = (0, Vec::new());
+    while at + last < bytes.len() {
+        if bytes[at..].starts_with(needle) {
+            places.push(at);
+            at += needle.len();
+        } else {
+            at += steps[usize::from(bytes[at + last])];
+        }
+    }
+    places
+}
+
 /// sled holds its lock a little longer than its handles live, and so does a child that another
 /// test is just starting.
 fn open_sled(dir: &Path) -> sled::Db {

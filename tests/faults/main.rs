@@ -19,7 +19,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use byokv::{Error, KeyState, Options, Org, OrgPolicy, Result, RootKey, Store};
+use byokv::{
+    CertificateKind, ErasureLimit, Error, KeyState, Options, Org, OrgPolicy, Result, RootKey, Store,
+};
 use common::{Place, key_text, material};
 
 /// Names and lengths that the child writes durably, one after the other; the large one becomes a
@@ -253,7 +255,7 @@ fn check_values(
 
 #[test]
 fn each_failing_call_is_an_error_and_loses_nothing() {
-    const KINDS: [(&str, &[&str]); 8] = [
+    const KINDS: [(&str, &[&str]); 9] = [
         ("read", &["5", "5+"]),
         ("write", &["5", "28", "0", "5+", "28+"]),
         ("sync", &["5", "5+"]),
@@ -262,6 +264,7 @@ fn each_failing_call_is_an_error_and_loses_nothing() {
         ("create", &["28", "24", "28+"]),
         ("truncate", &["5"]),
         ("remove", &["5"]),
+        ("link", &["28", "95+"]),
     ];
     let all = std::env::var("BYOKV_TORTURE").is_ok();
     let jobs = KINDS.iter().flat_map(|(kind, errors)| errors.iter().map(move |e| (*kind, *e)));
@@ -301,6 +304,49 @@ fn each_failing_call_is_an_error_and_loses_nothing() {
         wrong.len()
     );
     assert!(tried > 50 && wrong.is_empty(), "{} of {tried}", wrong.len());
+}
+
+/// Not a test of its own: the process whose file system makes no hard links.
+#[test]
+fn child_without_links() {
+    let Some(data) = std::env::var_os("BYOKV_CHILD") else { return };
+    let root = RootKey::from_material(material(&std::env::var("BYOKV_CHILD_ROOT").unwrap()));
+    recorder::mark("arm");
+    let store = Options::new().segment_bytes(64 << 10).open(data, root).unwrap();
+    let org = store.create_org("acme", OrgPolicy::byok()).unwrap();
+    for i in 0..40_u8 {
+        org.put("large", vec![i; 100_000]).unwrap();
+        org.put("small", vec![i; 10_000]).unwrap();
+    }
+    store.sync().unwrap();
+    let retired = store.keys().rotate_platform_key("acme").unwrap();
+    retired.wait_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    store.erase_residue().unwrap();
+    assert_eq!(org.get("large").unwrap().unwrap(), vec![39; 100_000][..]);
+    store.close().unwrap();
+}
+
+/// Large pages are removed as they are there, and every certificate from then on says so: their blocks
+/// may hold envelopes of any key of the time.
+#[test]
+fn without_hard_links_the_store_works_and_its_certificates_say_so() {
+    let place = Place::new();
+    let mut command = recorder::child("child_without_links", place.dir.path());
+    command.env("BYOKV_RECORD_FAULT", "link:1:95+").env("BYOKV_CHILD", place.data());
+    let child = run(command.env("BYOKV_CHILD_ROOT", &place.root));
+    let (status, out, err) = ended(child, Duration::from_secs(60));
+    assert!(status == Some(true) && err.contains("recorder: failed a call"), "{out} {err}");
+    let store = place.open();
+    let limits = |store: &Store| {
+        let certificates = store.keys().certificates().map(Result::unwrap);
+        let erased = certificates.filter(|c| c.kind == CertificateKind::KeyErased);
+        erased.map(|c| c.scope.contains(&ErasureLimit::PagesNotKept)).collect::<Vec<_>>()
+    };
+    assert_eq!(limits(&store), [true]);
+    let retired = store.keys().rotate_platform_key("acme").unwrap();
+    retired.wait_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    store.erase_residue().unwrap();
+    assert_eq!(limits(&store), [true, true]);
 }
 
 /// Where a tmpfs cannot be mounted, or `BYOKV_NO_TMPFS` is set, the recorder plays the full disk;

@@ -132,6 +132,9 @@ impl<'a> Disk<'a> {
                     let (a, b) = (names.get(from).copied(), names.get(to).copied());
                     effects = vec![(from.clone(), b), (to.clone(), a)];
                 }
+                Event::Link { from, to } => {
+                    effects.push((to.clone(), names.get(from).copied()));
+                }
                 Event::Unlink { path } | Event::Rmdir { path } => {
                     effects.push((path.clone(), None));
                 }
@@ -285,6 +288,7 @@ impl<'a> Disk<'a> {
         rng: &mut Rng,
     ) {
         let _ = fs::remove_dir_all(to);
+        let mut laid_down = HashMap::new();
         for (path, node) in self.names(names, rng) {
             let target = to.join(path.strip_prefix(data).unwrap());
             match node {
@@ -295,7 +299,13 @@ impl<'a> Disk<'a> {
                 }
                 // Below a directory that is not there, it cannot be reached.
                 Node::File(id) if target.parent().is_some_and(Path::exists) => {
-                    fs::write(&target, self.content(&self.files[id], bytes, rng)).unwrap();
+                    match laid_down.get(&id) {
+                        Some(other) => fs::hard_link(other, target).unwrap(),
+                        None => {
+                            fs::write(&target, self.content(&self.files[id], bytes, rng)).unwrap();
+                            laid_down.insert(id, target);
+                        }
+                    }
                 }
                 Node::File(_) => {}
             }

@@ -12,6 +12,7 @@
 mod common;
 mod disk;
 mod ledger;
+mod raw;
 mod recorder;
 mod workload;
 
@@ -103,16 +104,20 @@ fn try_state(events: &[Event], dir: &Path, seed: u64, state: u64) -> String {
     }
 }
 
+/// A directory in memory, where there is such a place: what is made is read and thrown away.
+fn in_memory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
 /// How each state of one workload went; a state that takes too long went wrong.
 fn outcomes(seed: u64, from: u64, to: u64) -> Vec<(u64, String)> {
     const LONGEST: Duration = Duration::from_secs(60);
 
-    // In memory where there is such a place: a state is written, read and thrown away.
-    let memory = Path::new("/dev/shm");
-    let dir = match memory.is_dir() {
-        true => tempfile::tempdir_in(memory).unwrap(),
-        false => tempfile::tempdir().unwrap(),
-    };
+    let dir = in_memory();
     let place = dir.path().join("place");
     std::fs::create_dir(&place).unwrap();
     let log = dir.path().join("log");
@@ -123,6 +128,7 @@ fn outcomes(seed: u64, from: u64, to: u64) -> Vec<(u64, String)> {
     let events = recorder::read(&log);
     describe(seed, &events);
     assert_synced_before_recovery(&events);
+    assert_overwritten_once_it_is_gone(seed, &events);
     drop(events);
 
     let mut outcomes = Vec::new();
@@ -204,6 +210,44 @@ fn assert_synced_before_recovery(events: &[Event]) {
     let mut late = Disk::at(events, first).unsynced_files(killed);
     late.retain(|path| path.iter().any(|part| part == "db"));
     assert!(late.is_empty(), "not synced before sled's recovery: {late:?}");
+}
+
+/// A large page that sled has removed is overwritten only once its name is gone for good: a power cut
+/// must not bring it back, overwritten. Until residue is erased, which overwrites what nobody reads.
+fn assert_overwritten_once_it_is_gone(seed: u64, events: &[Event]) {
+    let is_erasure = |e: &Event| matches!(e, Event::Mark(text) if text == "K b residue");
+    let ends = events.iter().position(is_erasure).unwrap_or(events.len());
+    let is_blob = |path: &Path| path.parent().is_some_and(|dir| dir.ends_with("blobs"));
+    let (mut made, mut gone, mut syncs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut overwritten = 0;
+    for (at, event) in events[..ends].iter().enumerate() {
+        match event {
+            Event::Create { inode, path } => {
+                // An inode is used again once nothing is left of its file.
+                gone.remove(inode);
+                made.insert(path, *inode);
+            }
+            Event::Unlink { path } if is_blob(path) => {
+                gone.extend(made.get(path).map(|inode| (*inode, (at, false))));
+            }
+            Event::SyncBegins { id, path, .. } if path.ends_with("blobs") => {
+                syncs.insert(id, at);
+            }
+            Event::SyncEnded { id } => {
+                let began = syncs.remove(id).unwrap_or_default();
+                gone.values_mut().for_each(|(since, is_durable)| *is_durable |= *since < began);
+            }
+            Event::Write { inode, data, .. } if data.iter().all(|&byte| byte == 0) => {
+                if let Some((since, is_durable)) = gone.get(inode) {
+                    assert!(is_durable, "event {at}: removed by event {since}, not durably");
+                    overwritten += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    println!("{overwritten} writes over large pages that sled has removed");
+    assert!(overwritten > 0 || seed.is_multiple_of(2), "of a heavy workload");
 }
 
 fn describe(seed: u64, events: &[Event]) {

@@ -4,6 +4,7 @@
 //
 // BYOKV_RECORD_DIR    the directory that is watched (absolute, no symbolic links)
 // BYOKV_RECORD_LOG    where the record goes, behind what is there; a sync is then only noted
+// BYOKV_RECORD_SYNCS  if set, a sync is made too, not only noted
 // BYOKV_RECORD_FAULT  "class:k:errno": from the mark "arm" on the k-th call of the class fails
 //                     ("class:k:errno+": and all later ones); errno 0 writes half of the bytes
 // Removing a file "@mark/TEXT" notes TEXT as a mark, and removes nothing. Between the marks "full"
@@ -41,7 +42,7 @@ static int log_fd = -1;
 static unsigned char watched[MOST_FDS];
 static char fault_class[16];
 static long fault_at = -1, fault_seen;
-static int fault_errno, fault_stays, armed, no_space;
+static int fault_errno, fault_stays, armed, no_space, syncs;
 
 #define REAL(name) ({ static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name); real; })
 
@@ -52,6 +53,7 @@ __attribute__((constructor)) static void start(void) {
     dir_len = strlen(dir);
     if ((text = getenv("BYOKV_RECORD_LOG")))
         log_fd = syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    syncs = log_fd < 0 || getenv("BYOKV_RECORD_SYNCS");
     if ((text = getenv("BYOKV_RECORD_FAULT"))) {
         char plus = 0;
         sscanf(text, "%15[a-z]:%ld:%d%c", fault_class, &fault_at, &fault_errno, &plus);
@@ -237,12 +239,13 @@ static int sync_file(int fd, int (*real)(int)) {
         errno = why;
         return -1;
     }
-    if (log_fd < 0) return real(fd);
-    usleep(300);
+    int done = syncs ? real(fd) : usleep(300);
+    why = errno;
     pthread_mutex_lock(&order);
-    note(SYNC_ENDED, 0, mine, 0, 0);
+    if (!done) note(SYNC_ENDED, 0, mine, 0, 0);
     pthread_mutex_unlock(&order);
-    return 0;
+    errno = why;
+    return done;
 }
 int fsync(int fd) { return sync_file(fd, REAL(fsync)); }
 int fdatasync(int fd) { return sync_file(fd, REAL(fdatasync)); }
@@ -253,6 +256,7 @@ int sync_file_range(int fd, off64_t at, off64_t len, unsigned flags) {
     int failed = fails("range"), why = errno;
     if (!failed) note(RANGE, inode(fd), at, 0, 0);
     pthread_mutex_unlock(&order);
+    if (!failed && syncs) return REAL(sync_file_range)(fd, at, len, flags);
     errno = why;
     return failed ? -1 : 0;
 }
@@ -332,16 +336,21 @@ int fstatvfs64(int fd, struct statvfs64 *disk) {
     return done;
 }
 
-int link(const char *from, const char *to) {
+static int link_in(int from_at, const char *from, int to_at, const char *to, int flags) {
     char a[PATH_MAX], b[PATH_MAX];
-    resolve(AT_FDCWD, from, a);
-    resolve(AT_FDCWD, to, b);
-    if (!is_inside(b)) return REAL(link)(from, to);
+    int (*real)(int, const char *, int, const char *, int) = REAL(linkat);
+    resolve(from_at, from, a);
+    resolve(to_at, to, b);
+    if (!is_inside(b)) return real(from_at, from, to_at, to, flags);
     pthread_mutex_lock(&order);
-    int done = REAL(link)(from, to);
+    int done = fails("link") ? -1 : real(from_at, from, to_at, to, flags);
     int why = errno;
     if (!done) note_paths(LINK, a, b);
     pthread_mutex_unlock(&order);
     errno = why;
     return done;
+}
+int link(const char *from, const char *to) { return link_in(AT_FDCWD, from, AT_FDCWD, to, 0); }
+int linkat(int from_at, const char *from, int to_at, const char *to, int flags) {
+    return link_in(from_at, from, to_at, to, flags);
 }

@@ -36,6 +36,11 @@ pub(crate) enum Event {
         from: PathBuf,
         to: PathBuf,
     },
+    /// A hard link: another name of the same file.
+    Link {
+        from: PathBuf,
+        to: PathBuf,
+    },
     Unlink {
         path: PathBuf,
     },
@@ -121,6 +126,10 @@ pub(crate) fn read(log: &Path) -> Vec<Event> {
             9 => Event::Mkdir { path: path() },
             10 => Event::Rmdir { path: path() },
             11 => Event::Mark(text(data)),
+            12 => {
+                let (from, to) = paths();
+                Event::Link { from, to }
+            }
             13 => Event::Range,
             other => panic!("the recorder noted {other}, which no state can be built from"),
         });

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::Space;
 use super::border::note_refusal;
+use super::links::Links;
 use super::sums::{self, Head, Sums};
 use crate::disk::access;
 use crate::error::{Error, Result};
@@ -20,6 +22,8 @@ pub(super) struct Files {
     dir: PathBuf,
     log: File,
     blobs: Mutex<Blobs>,
+    /// Whether dropped pages may be overwritten yet.
+    wipes: AtomicBool,
     /// The first panic of sled's, or the first sync that the disk refused.
     pub(super) broken: OnceLock<Error>,
     /// Keys of which sled may show what was refused, until it is opened again.
@@ -30,13 +34,18 @@ pub(super) struct Files {
     short: AtomicBool,
 }
 
-#[derive(Default)]
 struct Blobs {
     /// Those that were synced, with the length that they had before and how they begin.
     known: HashMap<OsString, (u64, Option<Head>)>,
     sums: Sums,
+    links: Links,
+    /// Why there are files that sled must not remove: they have no link.
+    unlinked: Option<Error>,
     /// Time of the directory at a look that found every blob old and nothing new.
     settled: Option<SystemTime>,
+    /// How often a blob was synced.
+    #[cfg(test)]
+    synced: u64,
 }
 
 /// What there is to note of a blob.
@@ -47,17 +56,30 @@ fn noted((name, head): (&OsString, &Option<Head>)) -> Option<(i64, Head)> {
 }
 
 impl Files {
-    /// Makes the directories and an empty log if they are not there.
+    /// Makes the directories and an empty log if they are not there, and links every large page.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("db");
+        let is_fresh = !path.exists();
         // sled would make the directory of large pages with the process's umask.
         let log = access::make_dir(&dir.join("blobs"))
             .and_then(|()| access::private(&path))
             .map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
+        let links = Links::open(dir)
+            .map_err(|e| Error::io(format!("linking the large pages in {}", dir.display()), e))?;
+        let blobs = Blobs {
+            known: HashMap::new(),
+            sums: Sums::default(),
+            links,
+            unlinked: None,
+            settled: None,
+            #[cfg(test)]
+            synced: 0,
+        };
         Ok(Self {
             dir: dir.to_owned(),
             log,
-            blobs: Mutex::default(),
+            blobs: Mutex::new(blobs),
+            wipes: AtomicBool::new(is_fresh),
             broken: OnceLock::new(),
             unknown: Mutex::default(),
             unasked: AtomicU64::new(0),
@@ -175,8 +197,44 @@ impl Files {
         self.log.sync_data().map_err(|e| self.refused(&self.dir.join("db"), &e))
     }
 
-    /// sled writes pages above a quarter of a segment to files of their own and never syncs
-    /// them. It writes them in place, so a file may have been looked at while it still grew: one
+    /// Refuses where the last look has left a large page without a link: sled must not remove it.
+    pub(super) fn check_linked(&self) -> Result<()> {
+        let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        blobs.unlinked.clone().map_or(Ok(()), Err)
+    }
+
+    /// From now on dropped pages are overwritten: the database was found whole, or what was found is
+    /// taken as it is.
+    pub(super) fn begin_wiping(&self) {
+        self.wipes.store(true, Ordering::Release);
+    }
+
+    /// Overwrites large pages that sled has dropped, and removes their links: at least one, if there
+    /// is any, and as long as `goes_on`, but in any case until few are left.
+    pub(super) fn wipe_dropped(&self, goes_on: impl Fn() -> bool) {
+        const FEW: usize = 256;
+
+        if !self.wipes.load(Ordering::Acquire) {
+            return;
+        }
+        loop {
+            let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let (next, left) = (blobs.links.next_dropped(), blobs.links.dropped());
+            drop(blobs);
+            let Some(dropped) = next else { return };
+            if let Err(error) = dropped.wipe() {
+                // It is searched with the other files, and erased with them, or at the next opening.
+                let path = dropped.path().display();
+                tracing::warn!(%path, %error, "a large page that sled has dropped stays for now");
+            }
+            if left <= FEW && !goes_on() {
+                return;
+            }
+        }
+    }
+
+    /// sled writes pages above a quarter of a segment to files of their own, never syncs
+    /// them, and removes them as they are: each gets a link first ([`Links`]). It writes them in place, so a file may have been looked at while it still grew: one
     /// that is longer than it was, or young, is synced again. While nothing is young, the
     /// directory's time tells whether there are new ones.
     fn sync_blobs(&self, blobs: &mut Blobs) -> Result<()> {
@@ -192,15 +250,26 @@ impl Files {
         let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > OLD);
         let mut settled = is_old(changed);
         let (mut present, mut new) = (HashMap::new(), Vec::new());
+        let (mut inodes, mut unlinked) = (HashSet::new(), None);
         for entry in fs::read_dir(&dir).map_err(during)? {
             let name = entry.map_err(during)?.file_name();
             let path = dir.join(&name);
-            let meta = match fs::metadata(&path) {
+            let meta = match fs::symlink_metadata(&path) {
                 Ok(meta) => meta,
                 // Removed by sled since it was listed: nothing points to it any more.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(during(e)),
             };
+            if !meta.is_file() {
+                let what = if meta.is_symlink() { "a symbolic link" } else { "no plain file" };
+                return Err(Error::OutsideStore { path, what });
+            }
+            match blobs.links.hold(meta.ino(), &path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound && !path.exists() => continue,
+                Err(e) => unlinked = Some(Error::io(format!("linking {}", path.display()), e)),
+            }
+            inodes.insert(meta.ino());
             settled &= is_old(meta.modified().map_err(during)?);
             let known = blobs.known.get(&name).filter(|(len, _)| *len == meta.len());
             let mut head = known.and_then(|(_, head)| *head);
@@ -213,6 +282,10 @@ impl Files {
                             tracing::warn!(%error, path = %path.display(), "others may read it");
                         }
                         blob.sync_all().map_err(|e| self.refused(&path, &e))?;
+                        #[cfg(test)]
+                        {
+                            blobs.synced += 1;
+                        }
                         // What came after the sync began is not durable, and must not be noted.
                         head = match meta.len() >= sums::HEAD as u64 {
                             true => sums::head(&blob),
@@ -226,9 +299,16 @@ impl Files {
             }
             present.insert(name, (meta.len(), head));
         }
-        if present.keys().any(|name| !blobs.known.contains_key(name)) {
+        let links = blobs.links.sync();
+        let links = links.map_err(|e| self.refused(&self.dir.join("links"), &e));
+        blobs.unlinked = links.err().or(unlinked);
+        let misses = blobs.links.miss_any(&inodes);
+        if misses || present.keys().any(|name| !blobs.known.contains_key(name)) {
             let opened = File::open(&dir).map_err(during)?;
             opened.sync_all().map_err(|e| self.refused(&dir, &e))?;
+        }
+        if misses {
+            blobs.links.drop_missing(&inodes);
         }
         // Only once the names are durable: before that, a power cut may bring back what recovery has
         // just removed from one of them.
@@ -239,7 +319,7 @@ impl Files {
                 tracing::warn!(%error, "the large pages' checksums are not noted");
             }
         }
-        blobs.settled = settled.then_some(changed);
+        blobs.settled = (settled && blobs.unlinked.is_none()).then_some(changed);
         blobs.known = present;
         Ok(())
     }
@@ -255,9 +335,11 @@ impl Files {
         File::open(&self.dir)?.sync_all()
     }
 
+    /// The length that a blob had when it was last synced, whether all of them are settled, and how
+    /// often one was synced.
     #[cfg(test)]
-    pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool) {
+    pub(super) fn known_blob(&self, name: &std::ffi::OsStr) -> (Option<u64>, bool, u64) {
         let blobs = self.blobs.lock().unwrap();
-        (blobs.known.get(name).map(|(len, _)| *len), blobs.settled.is_some())
+        (blobs.known.get(name).map(|(len, _)| *len), blobs.settled.is_some(), blobs.synced)
     }
 }

@@ -257,6 +257,8 @@ impl Work {
                     // Noted in `files` too, and met by the next write.
                     tracing::warn!(%error, "space is not used again for now");
                 }
+                // Whoever waits for a sync goes first.
+                self.files.wipe_dropped(|| asked.is_empty());
             }
         }
         let closed = close_in_time(&self.files, self.db);
@@ -269,6 +271,9 @@ impl Work {
             });
             if let Err(error) = noted {
                 tracing::warn!(%error, "closing the database");
+            }
+            if closed {
+                self.files.wipe_dropped(|| true);
             }
         }
     }

@@ -75,7 +75,9 @@ impl Pins {
     /// 1. pinned anew: what is deferred from now on waits for the next turn;
     /// 2. how far the log has got that was handed to the system; must come after 1, or sled may
     ///    free a later segment in between;
-    /// 3. a sync; must come after 2, or that is not durable;
+    /// 3. a sync, which also links every large page that is there; must come after 1, or one that is
+    ///    made in between is removed after 5 without a link; must come after 2, or that is not
+    ///    durable;
     /// 4. the note of 2; must come before 5, or a later segment is freed;
     /// 5. the older pin let go.
     ///
@@ -109,6 +111,7 @@ impl Pins {
         // A batch that has failed by now may be before it.
         files.check_writable()?;
         files.sync()?;
+        files.check_linked()?;
         durable.note_in(files, Noted::From(reached))?;
         self.settled = settles.then_some(stamp);
         self.hold(pinned);
@@ -197,5 +200,44 @@ mod tests {
             assert_ne!(turn(), first);
             assert!(kept_out.join().unwrap());
         });
+    }
+
+    /// sled would remove it, and nothing led to it any more.
+    #[test]
+    fn a_large_page_without_a_link_keeps_the_pin() {
+        const SIZE: usize = 64 << 10;
+
+        let dir = tempfile::tempdir().unwrap();
+        let (links, blobs) = (dir.path().join("links"), dir.path().join("blobs"));
+        let files = Files::open(dir.path()).unwrap();
+        let db = sled::Config::new().path(dir.path()).segment_size(SIZE).open().unwrap();
+        let (flushes, mut pins) = (Flushes::default(), Pins::new());
+        let mut durable = Durable::open(dir.path()).unwrap();
+        let mut turn = || pins.turn(&files, (&db, SIZE), (&flushes, &mut durable));
+        turn().unwrap();
+        db.insert("large", vec![7; SIZE]).unwrap();
+        flush::flush(&db).unwrap();
+        std::fs::rename(&links, dir.path().join("aside")).unwrap();
+        std::fs::write(&links, "").unwrap();
+        let (dropped, drops) = channel::bounded(1);
+        crossbeam_epoch::pin().defer(move || dropped.send(()).unwrap());
+        let advance = || (0..1000).for_each(|_| crossbeam_epoch::pin().flush());
+        for _ in 0..3 {
+            assert!(turn().is_err());
+            advance();
+            assert!(drops.is_empty(), "what sled deferred is kept");
+        }
+        std::fs::remove_file(&links).unwrap();
+        std::fs::rename(dir.path().join("aside"), &links).unwrap();
+        turn().unwrap();
+        let linked = std::fs::read_dir(&links).unwrap().count();
+        assert_eq!(linked, std::fs::read_dir(&blobs).unwrap().count());
+        assert!(linked > 0);
+        let start = Instant::now();
+        while drops.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it is let go");
+            turn().unwrap();
+            advance();
+        }
     }
 }
