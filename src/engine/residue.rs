@@ -141,9 +141,6 @@ impl Engine {
     /// database. How long writes stood still.
     fn move_to(&self, new: &Path, number: u32, plan: &CopyPlan<'_>) -> Result<Duration> {
         let mut successor = self.storage.copy_to(new, plan)?;
-        if SledStorage::lost_pages(&self.storage.dir()) {
-            SledStorage::note_lost_pages(new)?;
-        }
         failpoint::reach("residue.copied", "");
         successor.catch_up()?;
         let mut frozen = None;

@@ -66,12 +66,6 @@ impl SledStorage {
         links::lost_pages(dir)
     }
 
-    /// Notes that of a copy of such a database, durably.
-    pub(crate) fn note_lost_pages(dir: &Path) -> Result<()> {
-        let during = || format!("noting in {} what is not erased", dir.display());
-        links::note_lost(dir).map_err(|e| Error::io(during(), e))
-    }
-
     /// Opens or makes the database in `dir`, with the key of its digest. Reads all of it if it
     /// was not closed, or if `thorough`. Nothing is written before [`begin`](Storage::begin).
     pub(crate) fn open(
@@ -222,7 +216,13 @@ impl Storage for SledStorage {
     }
 
     fn copy_to(&self, dir: &Path, plan: &CopyPlan<'_>) -> Result<Box<dyn Successor + '_>> {
-        Ok(Box::new(copy::Copy::start(&self.0, dir, plan)?))
+        let copy = copy::Copy::start(&self.0, dir, plan)?;
+        // The blocks are there still.
+        if links::lost_pages(&self.dir()) {
+            let during = || format!("noting in {} what is not erased", dir.display());
+            links::note_lost(dir).map_err(|e| Error::io(during(), e))?;
+        }
+        Ok(Box::new(copy))
     }
 }
 
