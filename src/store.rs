@@ -20,8 +20,6 @@ use crate::error::{Error, Result};
 use crate::id::{OrgId, StorePosition};
 use crate::keyring::OrgPolicy;
 use crate::keyring::root::RootKey;
-#[cfg(feature = "backup")]
-use crate::material::KeyMaterial;
 use crate::observe::{Metrics, OrgMetrics, VersionMetrics};
 use crate::org::Org;
 use crate::rotation::{Phase, Rotations, WorkerThread};
@@ -314,47 +312,6 @@ impl Store {
     /// [`Error::DiskFull`]; disk errors of the machine. Nothing is lost.
     pub fn erase_residue(&self) -> Result<ResidueErased> {
         self.engine.erase_residue()
-    }
-
-    /// A backup, sealed under `key`: of all orgs, or of one. It shows one moment between the call
-    /// and its return: every write that had returned before that moment is in it, none that began
-    /// later, and no batch in part. Streamed; the store works on meanwhile.
-    ///
-    /// A backup holds names and values, policies, and which key versions each org had, but no key
-    /// of any org: who has the backup key can read all of it, whatever becomes of the orgs' keys
-    /// later. Keep that key as you keep root keys, elsewhere than the backups. It must be new
-    /// random bytes, and may seal many backups.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # use byokv::{KeyMaterial, OrgPolicy, RootKey, Store};
-    /// # let root = || KeyMaterial::generate().map(RootKey::from_material);
-    /// let store = Store::open(dir.path().join("data"), root()?)?;
-    /// store.create_org("acme", OrgPolicy::byok())?.put("token", "s3cret")?;
-    /// let key = KeyMaterial::generate()?;
-    /// let file = std::fs::File::create_new(dir.path().join("backup"))?;
-    /// let made = store.backup(&key).write_to(&file)?;
-    /// assert!(made.is_complete());
-    /// file.sync_all()?;
-    ///
-    /// let mut file = std::fs::File::open(dir.path().join("backup"))?;
-    /// let other = Store::open(dir.path().join("other"), root()?)?;
-    /// let restored = other.restore(&key).read_from(&mut file)?;
-    /// assert_eq!((restored.orgs[0].records, restored.orgs[0].key.get()), (1, 2));
-    /// assert_eq!(other.org("acme")?.get("token")?.as_deref(), Some(&b"s3cret"[..]));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[cfg(feature = "backup")]
-    pub fn backup<'a>(&'a self, key: &'a KeyMaterial) -> Backup<'a> {
-        Backup::new(&self.engine, key)
-    }
-
-    /// Restores orgs from a backup that was sealed under `key`: each under its name, with a new
-    /// id, sealed anew under a new platform key (or one that it brings). What the backup says of
-    /// their keys comes along: no material of theirs is taken and no version number issued again.
-    #[cfg(feature = "backup")]
-    pub fn restore<'a>(&'a self, key: &'a KeyMaterial) -> Restore<'a> {
-        Restore::new(&self.engine, &self.rotations, key)
     }
 
     /// Identity of the store, as its certificates name it.

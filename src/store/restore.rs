@@ -20,6 +20,7 @@ use crate::keyring::{OrgHistory, sorted};
 use crate::material::KeyMaterial;
 use crate::org::{Batch, Org};
 use crate::rotation::Rotations;
+use crate::store::Store;
 
 pub use records::{RecordSelection, RestoredRecords};
 
@@ -68,6 +69,15 @@ pub struct RestoredOrg {
     pub was_origin: Origin,
     /// Records that it has now.
     pub records: u64,
+}
+
+impl Store {
+    /// Restores orgs from a backup that was sealed under `key`: each under its name, with a new
+    /// id, sealed anew under a new platform key (or one that it brings). What the backup says of
+    /// their keys comes along: no material of theirs is taken and no version number issued again.
+    pub fn restore<'a>(&'a self, key: &'a KeyMaterial) -> Restore<'a> {
+        Restore::new(&self.engine, &self.rotations, key)
+    }
 }
 
 impl<'a> Restore<'a> {
