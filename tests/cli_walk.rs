@@ -136,9 +136,13 @@ fn what_is_held_or_paused_is_no_fault_and_says_what_ends_it() {
         common::filled(&store, "umbra", 10);
         store.keys().rotate_platform_key("umbra").unwrap().pause().unwrap();
     }
-    let report = shell.fine("doctor");
+    let doctor = shell.run("doctor", b"");
+    let report = String::from_utf8(doctor.stdout).unwrap();
     assert!(report.contains("byokv key retire 'acme corp'"), "{report}");
-    assert!(!report.contains("FAULT"), "{report}");
+    assert!(report.contains("`byokv rotation resume umbra` lets it go on"), "{report}");
+    assert!(!report.contains("FAULT") && report.contains("WAITS"), "{report}");
+    assert_eq!(doctor.status.code(), Some(7));
+    assert!(String::from_utf8_lossy(&doctor.stderr).starts_with("waiting: 2 things wait for you"));
     let watched = shell.command("--json rotation status").args(["acme corp", "--watch"]).output();
     assert!(watched.unwrap().status.success());
 }
@@ -286,4 +290,98 @@ fn all_names_that_start_alike_are_deleted_once_somebody_agreed() {
         assert_eq!(shell.refused(line, b"").0, 2, "{line}");
     }
     assert_eq!(shell.fine("list acme"), "keep\nm\n");
+}
+
+/// No script takes it for done, nor for a fault.
+#[test]
+fn what_waits_for_somebody_has_an_exit_code_of_its_own() {
+    let shell = Shell::new();
+    {
+        let store = shell.open();
+        common::filled(&store, "acme", 10);
+        store.keys().rotate_platform_key("acme").unwrap().pause().unwrap();
+    }
+    let (code, said) = shell.refused("rotation wait", b"");
+    assert_eq!(code, 7);
+    assert!(said.contains("waiting: it is paused; `byokv rotation resume acme` lets it"), "{said}");
+    let (code, said) = shell.refused("--json rotation wait acme", b"");
+    let said: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
+    assert_eq!((code, &said["error"]["kind"]), (7, &"waiting".into()));
+    // A command that replaces a key waits for the same.
+    let (code, said) = shell.refused("key suite acme xchacha", b"");
+    assert!(code == 7 && said.contains("waiting: it is paused"), "{said}");
+    shell.fine("rotation resume acme");
+    shell.fine("rotation wait");
+
+    assert_eq!(shell.json("org policy acme --byok")[0]["suite"], "XChaCha20-Poly1305");
+    // What the policy holds is what was asked for, but not the end that somebody waits for.
+    shell.fine("org policy acme --byok --retire manual");
+    fs::write(shell.path("acme.key"), common::key_text()).unwrap();
+    assert!(shell.fine("key provision acme --file acme.key").contains("held by the org's policy"));
+    let (code, said) = shell.refused("rotation wait", b"");
+    assert!(code == 7 && said.contains("`byokv key retire acme` lets it go"), "{said}");
+    shell.fine("key retire acme");
+    shell.fine("rotation wait");
+    shell.fine("doctor");
+}
+
+/// The tool cannot replace a customer's key by itself.
+#[test]
+fn the_doctor_says_which_keys_are_overdue() {
+    let shell = Shell::new();
+    shell.fine("org create acme --byok");
+    fs::write(shell.path("acme.key"), common::key_text()).unwrap();
+    shell.fine("key provision acme --file acme.key");
+    shell.fine("org policy acme --byok --rotate-after-records 1");
+    shell.run("put acme n", b"v");
+    shell.run("put acme m", b"v");
+    let doctor = shell.run("doctor", b"");
+    let report = String::from_utf8(doctor.stdout).unwrap();
+    assert_eq!(doctor.status.code(), Some(7), "{report}");
+    assert!(report.contains("WAITS   key           v2 of org acme is overdue by"), "{report}");
+    assert!(
+        report.contains("have the org bring a new key, `byokv key provision acme`"),
+        "{report}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&shell.run("--json doctor", b"").stdout).unwrap();
+    assert_eq!((&json["waiting"], &json["faults"]), (&1.into(), &0.into()));
+}
+
+#[test]
+fn what_is_printed_fits_80_columns_and_breaks_no_word() {
+    let shell = Shell::new();
+    shell.fine("org create acme --byok");
+    shell.run("put acme n", b"v");
+    shell.fine("key rotate acme");
+    shell.fine("key rotate acme");
+    let keys = shell.json("key list acme");
+    for line in
+        ["key list acme", "org show acme", "certificate list", "audit", "doctor", "org list"]
+    {
+        let mut command = shell.command(line);
+        let output = run(command.env("COLUMNS", "80"), b"");
+        assert!(output.status.success());
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let wide: Vec<_> = printed.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{line}: {wide:?}");
+        if line != "doctor" && line != "org list" {
+            for key in &keys[..2] {
+                let fingerprint = key["fingerprint"].as_str().unwrap();
+                assert!(printed.contains(fingerprint), "{line}: {printed}");
+            }
+        }
+        // Programs find the same words, one row in each line.
+        let words = |text: &str| text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>();
+        if line == "doctor" {
+            // The space on the disk changes.
+            continue;
+        }
+        let unbroken = shell.fine(line);
+        for word in words(&unbroken) {
+            assert!(words(&printed).contains(&word), "{line}: no {word} in {printed}");
+        }
+    }
+    assert_eq!(shell.fine("key list acme").lines().count(), 4);
+    assert_eq!(shell.fine("audit").lines().count(), shell.json("audit").len());
 }

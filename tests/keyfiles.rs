@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use byokv::{Error, KeyFile, KeyMaterial, RootKey};
@@ -188,21 +189,29 @@ fn fifo(dir: &Path) -> PathBuf {
     path
 }
 
+/// What reading `path` ends with, and that it ends.
+fn soon(path: &Path) -> Error {
+    let (ended, end) = mpsc::channel();
+    let file = KeyFile::new(path).deadline(Duration::from_millis(50));
+    std::thread::spawn(move || ended.send(file.read().unwrap_err()));
+    end.recv_timeout(Duration::from_secs(60)).unwrap()
+}
+
 #[test]
 fn a_pipe_that_nobody_writes_is_not_waited_for_without_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = fifo(dir.path());
     let began = Instant::now();
-    let error = KeyFile::new(&path).deadline(Duration::from_millis(50)).read().unwrap_err();
+    let error = soon(&path);
     assert!(error.to_string().contains("nobody wrote a key into the pipe within 50ms"), "{error}");
     assert!(began.elapsed() >= Duration::from_millis(50));
 
     // One that is opened and not written, and one that is not closed.
     let held = File::options().read(true).write(true).open(&path).unwrap();
-    let error = KeyFile::new(&path).deadline(Duration::from_millis(50)).read().unwrap_err();
+    let error = soon(&path);
     assert!(error.to_string().contains("nobody wrote"), "{error}");
     (&held).write_all(KEY.as_bytes()).unwrap();
-    let error = KeyFile::new(&path).deadline(Duration::from_millis(50)).read().unwrap_err();
+    let error = soon(&path);
     assert!(error.to_string().contains("did not close it"), "{error}");
 
     let shell = Shell::new();

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use byokv::{
-    AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, Phase, PolicyChange,
-    RetirePolicy, RootKey, Store, Throttle, failpoint,
+    AuditEvent, CertificateKind, Error, KeyState, Options, OrgPolicy, Phase, RetirePolicy, RootKey,
+    Store, Throttle, failpoint,
 };
 use common::{Ended, Held, Place, check_filled, escape, filled, key_text, material, tamper};
 

@@ -397,18 +397,6 @@ impl OrgEntry {
         self.suite_before.is_some() || !older.all(rewritten)
     }
 
-    pub(crate) fn change_suite(&mut self, suite: Suite) -> Result<Suite> {
-        if self.suite == suite {
-            return Err(self.conflict("it has this suite already"));
-        }
-        if self.suite_before.is_some() {
-            return Err(self.conflict("a change of its suite is still under way"));
-        }
-        let before = std::mem::replace(&mut self.suite, suite);
-        self.suite_before = Some(before);
-        Ok(before)
-    }
-
     /// Destroys the material of a version that has no record left. The caller proves that.
     pub(crate) fn retire(&mut self, version: KeyVersion, now: u64) -> Result<()> {
         self.transition(version, KeyState::Retired)?;
@@ -416,23 +404,6 @@ impl OrgEntry {
         entry.material = None;
         entry.retired = Some(now);
         Ok(())
-    }
-
-    /// Returns by which policy the version is retired once no record is left under it.
-    pub(crate) fn retire_policy(&self, version: &VersionEntry) -> RetirePolicy {
-        version.retire_by.unwrap_or(self.policy.retire())
-    }
-
-    /// Takes another policy. Versions that were replaced before keep the strictest policy since: a
-    /// weakened one destroys nothing by itself.
-    pub(crate) fn set_policy(&mut self, policy: OrgPolicy) {
-        let (before, after) = (self.policy.retire(), policy.retire());
-        let newest = self.newest().version;
-        let replaced = self.versions.iter_mut().filter(|version| version.version != newest);
-        for version in replaced.filter(|version| version.state != KeyState::Retired) {
-            version.retire_by = Some(version.retire_by.unwrap_or(before).stricter(after));
-        }
-        self.policy = policy;
     }
 
     /// Changes what is noted of a version besides its state.

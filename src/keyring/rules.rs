@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{OrgEntry, VersionEntry};
 use crate::error::{Error, Result};
 use crate::id::{Due, KeyState, Suite};
 use crate::policy::{BackupPolicy, PolicyChange, RetirePolicy, plain};
@@ -340,6 +341,39 @@ pub(crate) fn refusal(from: KeyState, to: KeyState) -> Option<&'static str> {
         (Active, Active) | (DecryptOnly, DecryptOnly) | (Suspended, Suspended) => {
             Some("the key is in this state already")
         }
+    }
+}
+
+impl OrgEntry {
+    /// Returns by which policy the version is retired once no record is left under it.
+    pub(crate) fn retire_policy(&self, version: &VersionEntry) -> RetirePolicy {
+        version.retire_by.unwrap_or(self.policy.retire())
+    }
+
+    /// Takes another policy. Versions that were replaced before keep the strictest policy since: a
+    /// weakened one destroys nothing by itself.
+    pub(crate) fn set_policy(&mut self, policy: OrgPolicy) {
+        let (before, after) = (self.policy.retire(), policy.retire());
+        let newest = self.newest().version;
+        let replaced = self.versions.iter_mut().filter(|version| version.version != newest);
+        for version in replaced.filter(|version| version.state != KeyState::Retired) {
+            version.retire_by = Some(version.retire_by.unwrap_or(before).stricter(after));
+        }
+        self.policy = policy;
+    }
+
+    pub(crate) fn change_suite(&mut self, suite: Suite) -> Result<Suite> {
+        if self.suite == suite {
+            return Err(self.conflict("it has this suite already"));
+        }
+        if self.suite_before.is_some() {
+            return Err(self.conflict("a change of its suite is still under way"));
+        }
+        let before = std::mem::replace(&mut self.suite, suite);
+        self.suite_before = Some(before);
+        // What `status` shows is taken back by `set_policy`.
+        self.policy = self.policy.clone().with_suite(suite);
+        Ok(before)
     }
 }
 

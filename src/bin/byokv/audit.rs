@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Context;
 use super::certificate;
 use super::failure::{Failure, Result};
+use super::ui::{self, Ui};
 
 #[derive(Args)]
 pub(super) struct Audit {
@@ -30,6 +31,17 @@ fn is_about(entry: &AuditEntry, org: &str) -> bool {
     }
 }
 
+/// One line, or several where the terminal is narrow, indented behind number and time.
+fn say(ui: Ui, entry: &AuditEntry) -> Result {
+    if ui.json {
+        return ui::object(entry);
+    }
+    let text = entry.to_string();
+    let indent = 2 + text.find("Z  ").map_or(0, |at| at + 1);
+    let (start, what) = text.split_at_checked(indent).unwrap_or((&text, ""));
+    ui::indented(start, indent, what)
+}
+
 impl Audit {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
@@ -44,7 +56,7 @@ impl Audit {
                 if self.org.as_ref().is_none_or(|org| is_about(&entry, org)) {
                     about += 1;
                     if !self.verify {
-                        ui.result(&entry, &entry)?;
+                        say(ui, &entry)?;
                     }
                 }
             }

@@ -4,6 +4,7 @@ mod clock;
 mod keys;
 mod modes;
 mod records;
+mod report;
 mod rotations;
 
 use std::fs::{self, File, TryLockError};
@@ -11,44 +12,10 @@ use std::io;
 use std::path::Path;
 
 use byokv::{ErasureLimit, Store, text};
-use serde::Serialize;
-use serde_json::json;
 
 use super::Context;
-use super::failure::{Failure, Result};
-use super::ui::{self, GREEN, RED, Ui, YELLOW};
-
-/// One thing looked at.
-#[derive(Serialize)]
-struct Finding {
-    level: Level,
-    what: &'static str,
-    found: String,
-    /// What to do.
-    advice: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Level {
-    Fine,
-    Notice,
-    Fault,
-}
-
-#[derive(Default)]
-struct Report(Vec<Finding>);
-
-impl Report {
-    fn add(&mut self, level: Level, what: &'static str, found: impl Into<String>, advice: &str) {
-        let advice = (!advice.is_empty()).then(|| advice.to_owned());
-        self.0.push(Finding { level, what, found: found.into(), advice });
-    }
-
-    fn fine(&mut self, what: &'static str, found: impl Into<String>) {
-        self.add(Level::Fine, what, found, "");
-    }
-}
+use super::failure::Result;
+use report::{Level, Report};
 
 pub(super) fn run(context: &Context) -> Result {
     let data = context.data()?;
@@ -64,7 +31,7 @@ pub(super) fn run(context: &Context) -> Result {
             }
         }
     }
-    print(context.ui, &report.0)
+    report.print(context.ui)
 }
 
 /// Files and the disk. Returns whether there is a store to open.
@@ -264,31 +231,5 @@ fn certificates(report: &mut Report, store: &Store) {
         };
         let superseded = (superseded > 0).then(|| format!(", {superseded} superseded"));
         report.fine("certificates", all + &superseded.unwrap_or_default());
-    }
-}
-
-fn print(ui: Ui, findings: &[Finding]) -> Result {
-    let faults = findings.iter().filter(|finding| finding.level == Level::Fault).count();
-    if ui.json {
-        ui::object(&json!({"findings": findings, "faults": faults}))?;
-    }
-    for Finding { level, what, found, advice } in findings.iter().filter(|_| !ui.json) {
-        if ui.quiet && *level == Level::Fine {
-            continue;
-        }
-        let (style, word) = match level {
-            Level::Fine => (GREEN, "fine"),
-            Level::Notice => (YELLOW, "notice"),
-            Level::Fault => (RED, "FAULT"),
-        };
-        ui::line(format_args!("{style}{word:6}{style:#}  {what:13} {found}"))?;
-        if let Some(advice) = advice {
-            ui::line(format_args!("{:24}do: {advice}", ""))?;
-        }
-    }
-    match faults {
-        0 => Ok(()),
-        1 => Err(Failure::Fault("1 fault found".to_owned())),
-        _ => Err(Failure::Fault(format!("{faults} faults found"))),
     }
 }

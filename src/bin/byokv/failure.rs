@@ -19,6 +19,8 @@ pub(super) enum Failure {
     Damaged(String),
     /// A check found faults; they are printed already.
     Fault(String),
+    /// Nothing is wrong, but something does not go on before somebody does something.
+    Waits(String),
     Failed(String),
     /// Nobody reads on.
     BrokenPipe,
@@ -34,6 +36,7 @@ impl Failure {
             Self::NotFound(_) => 4,
             Self::KeyRefused(_) => 5,
             Self::Damaged(_) => 6,
+            Self::Waits(_) => 7,
             Self::Store(error) | Self::Advised(error, _) => match error {
                 Error::InvalidOrgName { .. }
                 | Error::OrgLooksAlike { .. }
@@ -69,6 +72,7 @@ impl Failure {
             Self::KeyRefused(_) => "key_refused",
             Self::Damaged(_) => "damaged",
             Self::Fault(_) => "fault",
+            Self::Waits(_) => "waiting",
             Self::Failed(_) => "failed",
             Self::BrokenPipe => "broken_pipe",
             Self::Store(error) | Self::Advised(error, _) => match error {
@@ -133,6 +137,7 @@ impl Failure {
             | Self::KeyRefused(message)
             | Self::Damaged(message)
             | Self::Fault(message)
+            | Self::Waits(message)
             | Self::Failed(message) => message.clone(),
             Self::BrokenPipe => "nobody reads the output".to_owned(),
         }

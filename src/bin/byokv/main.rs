@@ -58,6 +58,7 @@ Exit codes:
   4  no such store, org, record or certificate
   5  a key is wrong, refused or withheld
   6  something is damaged, or older than it must be
+  7  nothing is wrong, but something waits for you: a rotation is paused, a key is held or overdue
 
 Keys and values are read from stdin or a file, never from the arguments. A rotation that is under
 way goes on whenever the store is open, so with every command.";

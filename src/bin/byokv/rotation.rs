@@ -23,7 +23,7 @@ pub(super) enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Wait for rotations to end, and print their certificates
+    /// Wait for rotations to end, and print their certificates; exits with 7 if one waits for you
     Wait {
         /// Only of this org
         org: Option<String>,
@@ -107,6 +107,7 @@ impl Command {
                     return ui.done(&(), "no rotation is under way");
                 }
                 erasures.iter().try_for_each(|erasure| erase::wait(ui, erasure))?;
+                let mut waiting = Vec::new();
                 for rotation in &rotations {
                     if wait(ui, store, rotation)? {
                         for certificate in rotation.certificates()? {
@@ -115,9 +116,10 @@ impl Command {
                         erase::note_residue(ui, store, rotation.org())?;
                     } else {
                         ui.done(&rotation.progress(), rotation.progress())?;
+                        waiting.push(waits_for(rotation));
                     }
                 }
-                Ok(())
+                if waiting.is_empty() { Ok(()) } else { Err(Failure::Waits(waiting.join("\n"))) }
             }
             Self::Pause { org } => {
                 let rotation = of(store, &org)?;
@@ -220,6 +222,18 @@ fn wait(ui: Ui, store: &Store, rotation: &Rotation) -> Result<bool> {
     }
 }
 
+/// What lets a rotation go on that [`wait`] did not see end.
+fn waits_for(rotation: &Rotation) -> String {
+    let org = quoted(rotation.org());
+    match rotation.progress().paused {
+        true => format!("it is paused; `byokv rotation resume {org}` lets it go on"),
+        false => format!(
+            "nothing is left under the old key, which is held by the org's policy; \
+             `byokv key retire {org}` lets it go"
+        ),
+    }
+}
+
 /// While we have the store open nobody can give a suspended key back, so the wait would have no
 /// end.
 fn not_suspended(store: &Store, rotation: &Rotation) -> Result {
@@ -267,17 +281,11 @@ pub(super) fn begun(ui: Ui, store: &Store, rotation: &Rotation, no_wait: bool) -
             ui.result(&json(&certificates), text.join("\n"))?;
             erase::note_residue(ui, store, org)
         }
-        false if rotation.progress().paused => ui.done(
-            &json(&[]),
-            format_args!("it is paused; `byokv rotation resume {}` lets it go on", quoted(org)),
-        ),
-        false => ui.done(
-            &json(&[]),
-            format_args!(
-                "nothing is left under the old key, which is held as the org's policy wants it; \
-                 `byokv key retire {}` lets it go",
-                quoted(org)
-            ),
-        ),
+        false if rotation.progress().paused => {
+            ui.done(&json(&[]), "new values use it from now on")?;
+            Err(Failure::Waits(waits_for(rotation)))
+        }
+        // The policy wants it so.
+        false => ui.done(&json(&[]), waits_for(rotation)),
     }
 }

@@ -76,7 +76,11 @@ impl Ui {
             }
             writeln!(io::stderr(), "{}", json!({"error": error}))
         } else {
-            writeln!(err, "{RED}error:{RED:#} {message}").and_then(|()| match hint {
+            let (style, word) = match failure {
+                Failure::Waits(_) => (YELLOW, "waiting"),
+                _ => (RED, "error"),
+            };
+            writeln!(err, "{style}{word}:{style:#} {message}").and_then(|()| match hint {
                 Some(hint) => writeln!(err, " hint: {hint}"),
                 None => Ok(()),
             })
@@ -166,12 +170,37 @@ pub(super) fn line(text: impl Display) -> Result {
     Ok(out.flush()?)
 }
 
-/// Boxes for people, bare columns for programs. Nothing is broken into lines: a fingerprint or a
-/// time in pieces can be neither copied nor compared.
+/// How many columns there are: of the terminal, or as `COLUMNS` says. `None` for programs.
+fn width() -> Option<usize> {
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    Table::new().width().map(usize::from).or(told).filter(|width| *width > 0)
+}
+
+/// Prints `start`, which has `indent` columns, and `text` behind it, on as many lines as it needs. No
+/// word is broken.
+pub(super) fn indented(start: &str, indent: usize, text: &str) -> Result {
+    // Where little room is left, the terminal breaks as well as we.
+    const LEAST: usize = 20;
+    let Some(room) =
+        width().map(|width| width.saturating_sub(indent)).filter(|room| *room >= LEAST)
+    else {
+        return line(format_args!("{start}{text}"));
+    };
+    let options = textwrap::Options::new(room)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let lines = textwrap::wrap(text, options);
+    line(format_args!("{start}{}", lines.join(&format!("\n{:indent$}", ""))))
+}
+
+/// Boxes for people, bare columns for programs. Nothing is broken into lines, because a fingerprint
+/// or a time in pieces can be neither copied nor compared: where a row is too wide, each cell gets
+/// a line.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> String {
+    let rows: Vec<_> = rows.collect();
     let mut table = Table::new();
     table.set_header(header.map(str::to_uppercase));
     if io::stdout().is_terminal() {
@@ -183,10 +212,23 @@ pub(super) fn table<const N: usize>(
             column.set_padding((0, 2));
         }
     }
-    for row in rows {
+    for row in &rows {
         table.add_row(row);
     }
-    table.trim_fmt()
+    let text = table.trim_fmt();
+    let is_wide = |width| text.lines().any(|line| line.chars().count() > width);
+    if width().is_some_and(is_wide) { blocks(header, &rows) } else { text }
+}
+
+/// Each row as lines of its own, without the cells that are empty.
+fn blocks<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let names = header.iter().map(|name| name.len()).max().unwrap_or_default();
+    let block = |row: &[String; N]| {
+        let cells = header.iter().zip(row).filter(|(_, cell)| !cell.is_empty());
+        let lines: Vec<_> = cells.map(|(name, cell)| format!("{name:names$}  {cell}")).collect();
+        lines.join("\n")
+    };
+    rows.iter().map(block).collect::<Vec<_>>().join("\n\n")
 }
 
 pub(super) fn time(unix_ms: u64) -> String {

@@ -30,10 +30,11 @@ pub(super) fn rotations(report: &mut Report, store: &Store) {
                     }
                     _ => format!("byokv rotation wait {org}"),
                 };
-                (Level::Notice, progress.to_string(), advice)
+                let level = if progress.paused { Level::Waits } else { Level::Notice };
+                (level, progress.to_string(), advice)
             }
             Err(error @ Error::RetirementAwaited { .. }) => {
-                (Level::Notice, error.to_string(), format!("byokv key retire {org}"))
+                (Level::Waits, error.to_string(), format!("byokv key retire {org}"))
             }
             Err(error @ Error::RotationBlocked { .. }) => {
                 let advice =
