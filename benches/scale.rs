@@ -1,5 +1,6 @@
 //! What a store costs as it grows, in orgs, records and sizes of values:
-//! `cargo bench --bench scale`. `BYOKV_SCALE_RECORDS=10000000` for ten million records,
+//! `cargo bench --bench scale`. `BYOKV_SCALE_RECORDS=10000000` for ten million records, `BYOKV_SCALE_ORGS`
+//! for other than 10,000 orgs whose keys are retired,
 //! `cargo bench --bench scale -- retire` for the parts with `retire` in their name: `orgs`, `retire`,
 //! `records`, `caches`, `sizes`.
 
@@ -66,12 +67,14 @@ fn resident() -> u64 {
 }
 
 fn main() {
-    let records = std::env::var("BYOKV_SCALE_RECORDS").ok().and_then(|n| n.parse().ok());
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let records = number("BYOKV_SCALE_RECORDS");
+    let retired = number("BYOKV_SCALE_ORGS").unwrap_or(ORGS);
     let asked: Vec<_> = std::env::args().skip(1).filter(|asked| !asked.starts_with('-')).collect();
     let wanted = |name: &str| asked.is_empty() || asked.iter().any(|asked| name.contains(&**asked));
     let parts: [(&str, &dyn Fn()); 5] = [
         ("orgs", &orgs),
-        ("retire", &retirements),
+        ("retire", &|| retirements(retired)),
         ("records", &|| many_records(records.unwrap_or(RECORDS))),
         ("caches", &caches),
         ("sizes", &sizes),
@@ -139,21 +142,21 @@ fn orgs() {
 /// The keys of all orgs retired one after the other: what is read for each is the org's alone. Each
 /// change of the keyring writes all of it, which is as large at the end as at the beginning; it is
 /// measured too, by changes that retire nothing.
-fn retirements() {
+fn retirements(orgs: usize) {
     const EACH: usize = 10;
     let place = Place::new();
     let store = place.open();
-    let names: Vec<String> = (0..ORGS).map(|i| format!("org{i:05}")).collect();
+    let names: Vec<String> = (0..orgs).map(|i| format!("org{i:05}")).collect();
     let wanted: Vec<_> = names.iter().map(|n| (&**n, OrgPolicy::platform_only())).collect();
     for org in store.create_orgs(&wanted).unwrap() {
         (0..EACH).for_each(|i| org.put(format!("record/{i}"), [7; VALUE]).unwrap());
     }
     store.sync().unwrap();
-    println!("\n### The keys of {ORGS} orgs of {EACH} records, retired one after the other\n");
+    println!("\n### The keys of {orgs} orgs of {EACH} records, retired one after the other\n");
     println!("| orgs | ms for each | of these, changes of the keyring alone | verify_org, ms |");
     println!("|---|---|---|---|");
     let mean = |time: Duration, times: usize| time.as_secs_f64() * 1e3 / times as f64;
-    for (thousand, names) in names.chunks(ORGS / 10).enumerate() {
+    for (tenth, names) in names.chunks(orgs / 10).enumerate() {
         let (retired, ()) = timed(|| {
             for name in names {
                 store.keys().rotate_platform_key(name).unwrap().wait().unwrap();
@@ -161,15 +164,15 @@ fn retirements() {
         });
         // Installing a key and retiring one are two changes.
         const CHANGES: usize = 50;
-        let policy = OrgPolicy::platform_only;
+        let policy = |i| OrgPolicy::platform_only().with_rotation_after_records(1000 + i);
         let (changed, ()) = timed(|| {
-            (0..CHANGES).for_each(|_| drop(store.keys().set_policy(&names[0], policy()).unwrap()));
+            (0..CHANGES as u64).for_each(|i| drop(store.keys().set_policy(&names[0], policy(i))));
         });
         let (verified, ()) = timed(|| names.iter().for_each(|n| store.verify_org(n).unwrap()));
         println!(
             "| {} to {} | {:.1} | {:.1} | {:.2} |",
-            thousand * names.len() + 1,
-            (thousand + 1) * names.len(),
+            tenth * names.len() + 1,
+            (tenth + 1) * names.len(),
             mean(retired, names.len()),
             2.0 * mean(changed, CHANGES),
             mean(verified, names.len())

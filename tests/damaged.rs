@@ -412,6 +412,10 @@ fn a_page_whose_file_is_gone_is_noticed() {
         let store = accept.open(place.data(), place.root_key()).unwrap();
         store.verify().unwrap();
         store.org("umbra").unwrap().put("later", "x").unwrap();
+        // Every record is read by its name too, and written anew: not only as a scan meets it.
+        for org in ORGS {
+            store.keys().provision(org, material(&key_text())).unwrap().ended();
+        }
         store.verify().unwrap();
         store.close().unwrap();
         place.open().verify().unwrap();

@@ -5,7 +5,9 @@
 
 mod common;
 
-use byokv::{AuditEvent, Error, KeyState, Options, Phase, Store, failpoint};
+use std::time::Duration;
+
+use byokv::{AuditEvent, Error, KeyState, Options, Phase, Rotation, Store, failpoint};
 use common::{Ended, Place, check_filled, escape, filled, states, tamper};
 
 /// A closed store with two orgs of 20 records each, from the first of which one is taken away: its key as
@@ -28,6 +30,11 @@ fn accepting(place: &Place) -> Store {
     accept.open(place.data(), place.root_key()).unwrap()
 }
 
+/// What a rotation is blocked with. One that tries again by itself is not.
+fn refusal(rotation: &Rotation) -> Error {
+    rotation.wait_timeout(Duration::from_secs(20)).unwrap_err()
+}
+
 /// It says which org, and not another.
 fn names_acme(error: &Error) -> bool {
     let text = error.to_string();
@@ -40,13 +47,13 @@ fn no_key_is_retired_while_a_record_is_missing() {
     let (place, key, taken) = with_one_taken_away();
     let store = place.open();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
-    let refused = rotation.wait().unwrap_err();
+    let refused = refusal(&rotation);
     assert!(names_acme(&refused), "{refused}");
     assert!(refused.to_string().contains("no key was destroyed"), "{refused}");
     assert_eq!(rotation.progress().phase, Phase::Blocked);
     // Trying again does not help, and no other org is kept from rotating.
     rotation.resume().unwrap();
-    assert!(rotation.wait().unwrap_err().is_rollback());
+    assert!(refusal(&rotation).is_rollback());
     store.keys().rotate_platform_key("umbra").unwrap().ended();
     assert!(names_acme(&store.verify_org("acme").unwrap_err()));
     assert!(names_acme(&store.verify().unwrap_err()));
@@ -72,7 +79,7 @@ fn no_key_is_retired_or_erased_while_a_record_is_older_than_it_was() {
     tamper(&place, "records", |records| drop(records.insert(&key, &*old).unwrap()));
     let store = place.open();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
-    assert!(names_acme(&rotation.wait().unwrap_err()));
+    assert!(names_acme(&refusal(&rotation)));
     let refused = store.keys().erase_org("acme").unwrap_err();
     assert!(names_acme(&refused), "{refused}");
     assert_eq!(store.org("acme").unwrap().get("n00007").unwrap().as_deref(), Some(&b"v7"[..]));
@@ -94,7 +101,7 @@ fn a_loss_that_is_accepted_lets_the_rotation_end() {
     let (place, key, _) = with_one_taken_away();
     let store = place.open();
     let rotation = store.keys().rotate_platform_key("acme").unwrap();
-    assert!(names_acme(&rotation.wait().unwrap_err()));
+    assert!(names_acme(&refusal(&rotation)));
     assert!(!store.danger_accept_loss("umbra").unwrap());
     assert!(store.danger_accept_loss("acme").unwrap());
     assert_eq!(rotation.ended().records_verified, 19);
