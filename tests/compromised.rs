@@ -646,6 +646,35 @@ fn what_was_sealed_is_written_before_the_secret_is_replaced() {
     assert!(leak.place.open().keys().throttle() == throttle);
 }
 
+/// Another change of the keyring has not synced yet, so the keyring still owes what it noted, sealed
+/// with the old secret.
+#[test]
+fn what_another_change_owes_is_sealed_anew() {
+    let mut leak = Leak::new();
+    let store = leak.place.open();
+    let (say_written, written) = mpsc::channel();
+    let (let_go, go) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let go = Mutex::new(go);
+            let _held = here("outbox.written", move || {
+                say_written.send(()).unwrap();
+                go.lock().unwrap().recv().unwrap();
+            });
+            store.create_org("late", byokv::OrgPolicy::byok()).unwrap();
+        });
+        written.recv_timeout(Duration::from_secs(20)).unwrap();
+        let root = RootKey::from_material(material(&leak.after));
+        store.change_compromised_root_key(root).unwrap();
+        let_go.send(()).unwrap();
+    });
+    let whole = |store: &Store| store.keys().audit().for_each(|entry| drop(entry.unwrap()));
+    whole(&store);
+    store.close().unwrap();
+    leak.place.root.clone_from(&leak.after);
+    whole(&leak.place.open());
+}
+
 /// The limit of a plain change, as `Store::change_root_key` documents it: the secret stays, so the
 /// copy goes on to make what the original takes for its own.
 #[test]
