@@ -317,7 +317,7 @@ fn what_waits_for_somebody_has_an_exit_code_of_its_own() {
     // What the policy holds is what was asked for, but not the end that somebody waits for.
     shell.fine("org policy acme --byok --retire manual");
     fs::write(shell.path("acme.key"), common::key_text()).unwrap();
-    assert!(shell.fine("key provision acme --file acme.key").contains("held by the org's policy"));
+    assert!(shell.fine("key provision acme --file acme.key").contains("held as the org's policy"));
     let (code, said) = shell.refused("rotation wait", b"");
     assert!(code == 7 && said.contains("`byokv key retire acme` lets it go"), "{said}");
     shell.fine("key retire acme");

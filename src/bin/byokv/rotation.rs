@@ -228,7 +228,7 @@ fn waits_for(rotation: &Rotation) -> String {
     match rotation.progress().paused {
         true => format!("it is paused; `byokv rotation resume {org}` lets it go on"),
         false => format!(
-            "nothing is left under the old key, which is held by the org's policy; \
+            "nothing is left under the old key, which is held as the org's policy wants it; \
              `byokv key retire {org}` lets it go"
         ),
     }
