@@ -2,6 +2,7 @@
 
 mod backups;
 mod foreign;
+mod log;
 mod proofs;
 mod status;
 
@@ -10,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{AuditEntry, AuditHead, Certificate};
+use crate::audit::Certificate;
 use crate::engine::{CompromisedKey, Engine, OrgState, compromised};
 use crate::error::Result;
 use crate::id::{Fingerprint, KeyVersion, Origin, Suite};
@@ -27,6 +28,7 @@ use crate::storage::{Space, prefix_range};
 
 pub use backups::{BackupCopies, BackupRegister, RegisteredBackup};
 pub use foreign::ForeignKeys;
+pub use log::{AuditLog, OrgAuditLog};
 pub use status::{KeyStatus, OrgStatus};
 pub(crate) use status::{moment, status};
 
@@ -387,8 +389,15 @@ impl KeyAdmin {
     /// authentic, is an error in its place. Reads the audit log if one of them was made before the last
     /// [change of a compromised root key](crate::Store::change_compromised_root_key).
     pub fn certificates(&self) -> impl Iterator<Item = Result<Certificate>> + use<> {
+        self.certificates_below(Certificate::PREFIX)
+    }
+
+    fn certificates_below(
+        &self,
+        prefix: &[u8],
+    ) -> impl Iterator<Item = Result<Certificate>> + use<> {
         let engine = Arc::clone(&self.engine);
-        let all = engine.storage.scan(Space::System, prefix_range(Certificate::PREFIX));
+        let all = engine.storage.scan(Space::System, prefix_range(prefix));
         let vouched = std::cell::OnceCell::new();
         let keys = self.clone();
         all.map(move |pair| {
@@ -403,21 +412,6 @@ impl KeyAdmin {
             };
             engine.authenticate(&certificate, vouched).map(|()| certificate)
         })
-    }
-
-    /// The audit log from its first entry, each checked against the one before and the last
-    /// against the keyring: it ends with an error if anything was changed, removed or cut off, and
-    /// has one where a time is before that of the entry before.
-    #[must_use]
-    pub fn audit(&self) -> AuditLog {
-        let end = self.engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
-        AuditLog { engine: Arc::clone(&self.engine), at: (0, Some([0; 32])), last: 0, end }
-    }
-
-    /// Returns the end of the audit log, as the keyring knows it.
-    #[must_use]
-    pub fn audit_head(&self) -> AuditHead {
-        self.engine.with_keyring(|k| AuditHead { number: k.audit_entries, sha256: k.audit_hash })
     }
 
     fn install(&self, org: &str, material: KeyMaterial, origin: Origin) -> Result<Rotation> {
@@ -453,84 +447,8 @@ impl KeyAdmin {
     }
 }
 
-/// Entries of the audit log, in order. An entry that is missing or does not fit is an error in
-/// its place; the log goes on behind it. From [`KeyAdmin::audit`].
-pub struct AuditLog {
-    engine: Arc<Engine>,
-    at: crate::audit::Link,
-    /// Time of the entry before.
-    last: u64,
-    end: crate::audit::Head,
-}
-
-impl Iterator for AuditLog {
-    type Item = Result<AuditEntry>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.at.0 == self.end.0 {
-            return None;
-        }
-        Some(match self.engine.read_audit_entry(self.at, self.end) {
-            Ok((entry, head)) => {
-                self.at = (head.0, Some(head.1));
-                let last = std::mem::replace(&mut self.last, entry.at_unix_ms);
-                if entry.at_unix_ms < last {
-                    let why = "its time is before that of the entry before it";
-                    return Some(Err(crate::Error::AuditBroken { entry: entry.number, why }));
-                }
-                Ok(entry)
-            }
-            Err(error) => {
-                self.at = (self.at.0 + 1, None);
-                Err(error)
-            }
-        })
-    }
-}
-
-impl fmt::Debug for AuditLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AuditLog(entry {} of {})", self.at.0, self.end.0)
-    }
-}
-
 impl fmt::Debug for KeyAdmin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyAdmin").finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::audit::{AuditEvent, Draft};
-    use crate::engine::tests::engine;
-    use crate::error::Error;
-    use crate::failpoint::Clock;
-
-    /// No store writes such a log: one that does is not whole.
-    #[test]
-    fn an_audit_log_that_runs_backwards_is_not_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        let clock = Clock::set_for(&data);
-        let engine = engine(&data);
-        clock.set(clock.wall() - 1);
-        engine
-            .change(None, |keyring, drafts| {
-                keyring.audit_at = 0;
-                drafts.push(Draft::new(AuditEvent::DatabaseRewritten));
-                Ok(())
-            })
-            .unwrap();
-        let end = engine.with_keyring(|k| (k.audit_entries, k.audit_hash));
-        let mut log = AuditLog { engine, at: (0, Some([0; 32])), last: 0, end };
-        assert!(log.next().is_some_and(|entry| entry.is_ok()));
-        let backwards = log.next().unwrap().unwrap_err();
-        assert!(matches!(
-            backwards,
-            Error::AuditBroken { entry: 2, why } if why.contains("before that of the entry before")
-        ));
-        assert!(log.next().is_none());
     }
 }

@@ -59,13 +59,13 @@ pub mod text;
 mod time;
 
 pub use admin::{
-    AuditLog, BackupCopies, BackupRegister, ForeignKeys, KeyAdmin, KeyStatus, OrgStatus,
-    RegisteredBackup,
+    AuditLog, BackupCopies, BackupRegister, ForeignKeys, KeyAdmin, KeyStatus, OrgAuditLog,
+    OrgStatus, RegisteredBackup,
 };
 pub use audit::{
     AuditEntry, AuditEvent, AuditHead, BackupCopy, BackupState, Certificate, CertificateCheck,
     CertificateKind, CertificateMismatch, CertificateReport, ErasureLimit, FoundInstead,
-    KeyRefusal, LostCertificate, OrgRef, Superseded, SupersededBy,
+    KeyRefusal, LostCertificate, OrgAuditEntry, OrgRef, Superseded, SupersededBy,
 };
 #[cfg(feature = "backup")]
 pub use backup::{BackedUpOrg, BackupContents, LeftOut, LeftOutOrg, UnreadableRecord};

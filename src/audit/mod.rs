@@ -6,6 +6,7 @@ mod copies;
 mod event;
 mod refusal;
 mod scope;
+mod view;
 
 use std::fmt;
 
@@ -25,6 +26,7 @@ pub(crate) use copies::{Ended, Registered};
 pub use event::AuditEvent;
 pub use refusal::KeyRefusal;
 pub use scope::ErasureLimit;
+pub use view::OrgAuditEntry;
 
 use crate::envelope::suite::SuiteKey;
 use crate::error::{Error, Result};
@@ -124,22 +126,38 @@ fn hex(bytes: &[u8; 32]) -> String {
 
 impl fmt::Display for AuditEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>4}  {}  ", self.number, rfc3339(self.at_unix_ms))?;
-        if let Some(clock) = self.clock_unix_ms {
-            write!(f, "(the clock showed {}) ", rfc3339(clock))?;
-        }
-        write!(f, "{}", self.event)?;
-        if let Some(org) = &self.org {
-            write!(f, "  org {}", org.name)?;
-        }
-        if let Some(version) = self.version {
-            write!(f, "  {version}")?;
-        }
-        if let Some(fingerprint) = self.fingerprint {
-            write!(f, "  fingerprint {fingerprint}")?;
-        }
-        Ok(())
+        write_entry(
+            f,
+            (self.number, self.at_unix_ms, self.clock_unix_ms),
+            &self.event,
+            (self.org.as_ref(), self.version, self.fingerprint),
+        )
     }
+}
+
+/// Writes an entry for people: its number, its time and what the clock showed; what happened; what it
+/// is about.
+fn write_entry(
+    f: &mut fmt::Formatter<'_>,
+    (number, at_unix_ms, clock_unix_ms): (u64, u64, Option<u64>),
+    event: &AuditEvent,
+    (org, version, fingerprint): (Option<&OrgRef>, Option<KeyVersion>, Option<Fingerprint>),
+) -> fmt::Result {
+    write!(f, "{number:>4}  {}  ", rfc3339(at_unix_ms))?;
+    if let Some(clock) = clock_unix_ms {
+        write!(f, "(the clock showed {}) ", rfc3339(clock))?;
+    }
+    write!(f, "{event}")?;
+    if let Some(org) = org {
+        write!(f, "  org {}", org.name)?;
+    }
+    if let Some(version) = version {
+        write!(f, "  {version}")?;
+    }
+    if let Some(fingerprint) = fingerprint {
+        write!(f, "  fingerprint {fingerprint}")?;
+    }
+    Ok(())
 }
 
 /// An entry before it has its place in the chain.

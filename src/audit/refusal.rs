@@ -29,8 +29,9 @@ pub enum KeyRefusal {
     },
     /// It is not the key whose fingerprint was announced.
     NotTheAnnounced {
-        /// The fingerprint that was announced.
-        announced: Fingerprint,
+        /// The fingerprint that was announced. `None` in what the org sees of the log, if that key
+        /// has another use in this store.
+        announced: Option<Fingerprint>,
     },
     /// The state of the org's keys stands against it.
     Conflict {
@@ -85,7 +86,9 @@ impl KeyRefusal {
             &Error::WrongKey { version, expected, .. } => {
                 Self::NotTheSuspended { version, expected }
             }
-            &Error::UnexpectedKey { expected, .. } => Self::NotTheAnnounced { announced: expected },
+            &Error::UnexpectedKey { expected, .. } => {
+                Self::NotTheAnnounced { announced: Some(expected) }
+            }
             Error::KeyConflict { why, .. } => Self::Conflict { why: (*why).to_owned() },
             Error::KeyMaterial(why) => Self::NotRandom { why: why.to_string() },
             Error::Import(why) => Self::of_import(why),
@@ -120,9 +123,10 @@ impl fmt::Display for KeyRefusal {
             Self::NotTheSuspended { version, expected } => {
                 write!(f, "the suspended {version} has the fingerprint {expected}")
             }
-            Self::NotTheAnnounced { announced } => {
+            Self::NotTheAnnounced { announced: Some(announced) } => {
                 write!(f, "the fingerprint {announced} was announced")
             }
+            Self::NotTheAnnounced { announced: None } => f.write_str("another key was announced"),
             Self::Conflict { why } | Self::NotRandom { why } => f.write_str(why),
             Self::Malformed { why } => write!(f, "it is no sealed key: {why}"),
             Self::OtherOrg => f.write_str("it was sealed for another org"),

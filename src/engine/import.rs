@@ -96,8 +96,8 @@ mod tokens {
         ) -> Result<Installed> {
             self.check_open()?;
             let id = sealed.token_id();
-            let _span =
-                tracing::info_span!("provision_sealed", org = %org.name, token = %id).entered();
+            // Not the token: it may be one of another org.
+            let _span = tracing::info_span!("provision_sealed", org = %org.name).entered();
             let outcome = self.change(None, |keyring, drafts| {
                 let material = match (open(keyring, org, sealed)?, expected) {
                     // Nobody expects such a key: whoever sealed it, it was not the org.
@@ -162,7 +162,9 @@ mod tokens {
         ) -> Error {
             let Some(why) = KeyRefusal::of(&refused) else { return refused };
             let token = sealed.token_id();
-            tracing::warn!(org = %org.name, %token, error = %refused, "sealed key refused");
+            // The token of another org is nothing that is told of this one.
+            let own = (why != KeyRefusal::OtherOrg).then_some(token).map(tracing::field::display);
+            tracing::warn!(org = %org.name, token = own, error = %refused, "sealed key refused");
             let noted = self.change(None, |_, drafts| {
                 let event = AuditEvent::SealedKeyRefused { token, why };
                 let mut draft = Draft::new(event).org(&org.name, org.id);

@@ -272,7 +272,7 @@ impl OrgKeys {
     /// The header, if it is one of this org.
     pub(crate) fn header(&self, stored: &[u8]) -> Result<Header, envelope::Fault> {
         let header = Header::decode(stored)?;
-        if header.org == self.org { Ok(header) } else { Err(envelope::Fault::Org(header.org)) }
+        if header.org == self.org { Ok(header) } else { Err(envelope::Fault::Org) }
     }
 
     /// Whether a rotation leaves this record as it is.

@@ -46,7 +46,7 @@ pub(crate) enum Fault {
     Format(u8),
     Suite(u8),
     Version,
-    Org(OrgId),
+    Org,
     Tag,
 }
 
@@ -57,7 +57,8 @@ impl fmt::Display for Fault {
             Self::Format(byte) => write!(f, "its header names the unknown format {byte}"),
             Self::Suite(byte) => write!(f, "its header names the unknown suite {byte}"),
             Self::Version => f.write_str("its header names the key version 0"),
-            Self::Org(org) => write!(f, "its header names another org, {org}"),
+            // Not which: the message is for the org whose record it was to be.
+            Self::Org => f.write_str("its header names another org"),
             Self::Tag => f.write_str(
                 "its tag does not fit the key version that its header names: bytes were changed, \
                  or it was moved from another name",

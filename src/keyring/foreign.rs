@@ -68,7 +68,7 @@ pub(crate) fn sorted(mut keys: Vec<Fingerprint>) -> Arc<[Fingerprint]> {
 impl Keyring {
     /// Fingerprints of material that this store itself has or had, with the uses that it serves
     /// or served: those of its orgs, its root keys, the keys of backups.
-    pub(super) fn own_keys(&self) -> impl Iterator<Item = Fingerprint> + '_ {
+    pub(crate) fn own_keys(&self) -> impl Iterator<Item = Fingerprint> + '_ {
         let versions = self.orgs.iter().flat_map(|org| &org.versions);
         let own = versions.filter(|version| !version.inherited).map(|version| version.fingerprint);
         own.chain(self.roots.iter().chain(&self.backup_keys).copied()).inspect(|_| looked())

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use byokv::{Certificate, CertificateCheck, CertificateKind, LostCertificate, Store};
+use byokv::{Certificate, CertificateCheck, CertificateKind, LostCertificate, OrgId, Store};
 use clap::Subcommand;
 use serde_json::json;
 
 use super::Context;
+use super::audit;
 use super::failure::{Failure, Result};
 use super::secret;
 use super::ui::{self, GREEN, RED, Ui};
@@ -17,6 +18,9 @@ pub(super) enum Command {
     List {
         /// Only of this org
         org: Option<String>,
+        /// Like ORG, by the id: also of an org that is erased, whose name another one has now
+        #[arg(long, value_name = "ID", conflicts_with = "org")]
+        org_id: Option<OrgId>,
     },
     /// Print the certificates of one key version
     Show {
@@ -43,8 +47,12 @@ impl Command {
     pub(super) fn run(self, context: &Context) -> Result {
         let ui = context.ui;
         match self {
-            Self::List { org } => context.with_store(|store| {
-                let found = of_store(store, org.as_deref())?;
+            Self::List { org, org_id } => context.with_store(|store| {
+                let keys = store.keys();
+                let found = match audit::org_id(ui, store, org.as_deref(), org_id)? {
+                    Some(org) => keys.certificates_of(org)?,
+                    None => keys.certificates().collect::<byokv::Result<_>>()?,
+                };
                 ui.rows(
                     ["org", "what", "ended", "fingerprint", "records", "at"],
                     &found,
@@ -61,7 +69,9 @@ impl Command {
                 )
             }),
             Self::Show { org, version } => context.with_store(|store| {
-                let mut found = of_store(store, Some(&org))?;
+                let id = audit::org_id(ui, store, Some(&org), None)?;
+                let found = id.map(|id| store.keys().certificates_of(id)).transpose()?;
+                let mut found = found.unwrap_or_default();
                 found.retain(|certificate| certificate.version.get() == version);
                 if found.is_empty() {
                     let why = format!("there is no certificate of v{version} of org \"{org}\"");
@@ -76,15 +86,6 @@ impl Command {
             }
         }
     }
-}
-
-fn of_store(store: &Store, org: Option<&str>) -> Result<Vec<Certificate>> {
-    let mut found = store.keys().certificates().collect::<byokv::Result<Vec<_>>>()?;
-    found.retain(|certificate| org.is_none_or(|org| certificate.org == org));
-    if let Some(org) = org.filter(|_| found.is_empty()) {
-        store.org(org)?;
-    }
-    Ok(found)
 }
 
 /// Those that the proof is about; an erased key had none left.

@@ -89,7 +89,7 @@ impl Restore {
             }
             restore.read_from(Counted::new(file, ui.bar(), "checking", len)).map_err(advised)
         })?;
-        print(ui, &restored)
+        print(ui, &restored, &self.org)
     }
 }
 
@@ -111,7 +111,7 @@ fn advised(error: Error) -> Failure {
     Failure::Advised(error, advice)
 }
 
-fn print(ui: Ui, restored: &Restored) -> Result {
+fn print(ui: Ui, restored: &Restored, chosen: &[String]) -> Result {
     for org in &restored.orgs {
         let text = format!(
             "{} restored, {} under {} key {}",
@@ -128,7 +128,9 @@ fn print(ui: Ui, restored: &Restored) -> Result {
             ));
         }
     }
-    for org in &restored.backup.left_out {
+    // Whoever asks for some orgs is told nothing of others.
+    let asked = |name: &str| chosen.is_empty() || chosen.iter().any(|each| each == name);
+    for org in restored.backup.left_out.iter().filter(|org| asked(&org.name)) {
         ui.warn(format_args!("org \"{}\" is not in the backup: {}", org.name, org.why));
     }
     Ok(())
