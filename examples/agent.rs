@@ -57,11 +57,12 @@ async fn main() -> Result<()> {
     };
     let store = Arc::new(options.open(&args.data, root)?);
     let acme = store.org("acme")?;
+    // Before anybody is told the process's number: until then a signal ends it.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let pid = std::process::id();
     println!("agent {pid}: `kill -HUP {pid}` rotates the key, `kill {pid}` stops");
 
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let mut refresh = interval(Duration::from_millis(200));
     let mut report = interval(Duration::from_secs(5));
     let lifetime = match args.seconds {

@@ -40,7 +40,10 @@ fn an_erasure_that_was_cut_off_is_seen_and_ended() {
     }
     let report = shell.fine("doctor");
     assert!(report.contains("`byokv org delete acme` waits for it"), "{report}");
-    let certificate = &shell.json("org delete acme")[0];
+    // The erasure goes on as soon as the store is open, and may be over before the tool asks for it.
+    let deleted = shell.run("--json org delete acme", b"");
+    assert!(deleted.status.success() || deleted.status.code() == Some(4), "{deleted:?}");
+    let certificate = &shell.json("certificate list acme")[0];
     assert_eq!((&certificate["kind"], &certificate["org"]), (&"org_erased".into(), &"acme".into()));
     assert_eq!(certificate["records_deleted"], 2000);
     shell.fine("rotation wait");
