@@ -129,6 +129,8 @@ struct Recorded {
     /// Its place in the log, for a large page; the event that made it.
     blob: Option<(i64, usize)>,
     is_log: bool,
+    /// Of a log: every envelope that was ever written to it, and where it ended.
+    written: Vec<(usize, [u8; 24])>,
 }
 
 /// What of the key's envelopes was left in blocks without being overwritten.
@@ -169,14 +171,24 @@ impl Left {
                         file.content.resize(start + data.len(), 0);
                     }
                     file.content[start..start + data.len()].copy_from_slice(data);
-                    left.ever.extend(nonces(data, header));
+                    let written = nonces(data, header);
+                    if file.is_log {
+                        let end = start + data.len();
+                        file.written.extend(written.iter().map(|nonce| (end, *nonce)));
+                    }
+                    left.ever.extend(written);
                 }
                 Event::Truncate { inode, len } => {
                     let file = &mut files[inodes[inode]];
                     let len = usize::try_from(*len).unwrap();
                     let lost = nonces(file.content.get(len..).unwrap_or_default(), header);
                     match file.is_log {
-                        true => left.shortened.extend(lost),
+                        // Also what was overwritten there: that may not have come to the disk before
+                        // the blocks were freed.
+                        true => {
+                            let behind = file.written.iter().filter(|(end, _)| *end > len);
+                            left.shortened.extend(behind.map(|(_, nonce)| *nonce));
+                        }
                         false => left.note_elsewhere(file, lost.len()),
                     }
                     file.content.resize(len, 0);
