@@ -3,6 +3,7 @@
 mod backups;
 mod foreign;
 mod log;
+mod nameless;
 mod proofs;
 mod status;
 
@@ -372,17 +373,6 @@ impl KeyAdmin {
     /// Disk errors of the machine.
     pub fn census(&self, org: &str) -> Result<Census> {
         HeaderCount::run(&self.engine, &*self.engine.org(org)?)
-    }
-
-    /// Deletes the records of an org with blinded names whose name opens under no key of the org:
-    /// damaged, or put back from an older copy. They can neither be read nor deleted by name, and
-    /// block its rotations. Gives back how many; audited. Records under suspended keys stay, and so
-    /// do those that have a name but a damaged value.
-    ///
-    /// # Errors
-    /// [`Error::OrgUnknown`](crate::Error::OrgUnknown); disk errors of the machine.
-    pub fn remove_nameless(&self, org: &str) -> Result<u64> {
-        self.engine.remove_nameless(&*self.engine.org(org)?)
     }
 
     /// Every certificate in the store, by org id and version. One that does not open, or is not

@@ -228,6 +228,23 @@ pub enum Error {
         /// What the header and the tag prove.
         why: String,
     },
+    /// A record has no name that any call could take: its storage key was damaged, or put there by
+    /// somebody else.
+    #[error(
+        "a record of org \"{org}\" has no name that anybody can ask for: {why} (storage key {key}); \
+         other records are not concerned; `KeyAdmin::remove_nameless` deletes such records",
+        org = escape(.org.as_bytes()),
+        key = clean(.key),
+        why = clean(.why)
+    )]
+    RecordNameless {
+        /// The org.
+        org: String,
+        /// The first 40 bytes of its storage key behind the org's id, in hex.
+        key: String,
+        /// What is wrong with its name.
+        why: String,
+    },
     /// A rotation cannot end because records do not open.
     #[error(
         "the rotation of org \"{org}\" is blocked: {unreadable} records do not open, first \

@@ -211,6 +211,9 @@ pub struct Census {
     /// Records whose header, or the beginning of whose blinded name, cannot be read or names
     /// another org.
     pub malformed: u64,
+    /// Of all these, records whose storage key is no name that anybody could ask for. Where names
+    /// are blinded, those are among the malformed, as far as they can be told without opening names.
+    pub nameless: u64,
 }
 
 impl Census {
@@ -231,6 +234,7 @@ impl Census {
         add(&mut self.by_suite, other.by_suite);
         add(&mut self.by_name_version, other.by_name_version);
         self.malformed += other.malformed;
+        self.nameless += other.nameless;
     }
 
     /// All records seen.

@@ -162,7 +162,7 @@ pub enum AuditEvent {
         /// Why.
         why: KeyRefusal,
     },
-    /// Records whose blinded name opened under no key of the org were deleted.
+    /// Records of the org that had no name which anybody could ask for were deleted.
     NamelessRemoved {
         /// How many.
         records: u64,
@@ -200,6 +200,11 @@ pub enum AuditEvent {
     ClockConfirmed {
         /// How much, milliseconds.
         counted_ms: u64,
+    },
+    /// Records that belonged to no org were deleted.
+    OwnerlessRemoved {
+        /// How many.
+        records: u64,
     },
 }
 crate::json::tagged!(AuditEvent);
@@ -312,7 +317,10 @@ impl fmt::Display for AuditEvent {
                 write!(f, "clock confirmed, {} more count", plain(*counted_ms))
             }
             Self::NamelessRemoved { records } => {
-                write!(f, "{records} records whose name does not open removed")
+                write!(f, "records without a name removed: {records}")
+            }
+            Self::OwnerlessRemoved { records } => {
+                write!(f, "records of no org removed: {records}")
             }
         }
     }

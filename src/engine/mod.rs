@@ -12,6 +12,7 @@ mod import;
 mod inspection;
 mod latency;
 mod lock;
+mod nameless;
 mod names;
 mod opening;
 mod orgs;

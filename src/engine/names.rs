@@ -10,18 +10,21 @@
 //! So a record is never at two places, and only ever moves to newer ones.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Engine, OrgKeys, OrgState, Slot, check_name};
-use crate::audit::{AuditEvent, Draft};
 use crate::envelope::name;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::gate::Entered;
 use crate::id::{KeyState, KeyVersion, OrgId};
-use crate::storage::{Range, Space, Stored, Write, prefix_range};
+use crate::storage::{Key, Range, Space, Stored, Write, prefix_range};
+
+const FOREIGN: &str = "its storage key is none that this program writes";
+const TOO_LONG_OR_SHORT: &str = "its name is empty or longer than names may be";
 
 /// Locks for writers of blinded names, by a hash of the name.
 pub(crate) struct Stripes {
@@ -88,6 +91,28 @@ impl OrgState {
         Ok(())
     }
 
+    /// The name of the record with this storage key, where names are clear.
+    pub(crate) fn clear_name<'k>(&self, key: &'k Key) -> Result<&'k [u8]> {
+        let name = key.get(OrgId::LEN..).filter(|_| !key.is_foreign());
+        let Some(name) = name else { return Err(self.nameless(key, &FOREIGN)) };
+        match check_name(name) {
+            Ok(()) => Ok(name),
+            Err(_) => Err(self.nameless(key, &TOO_LONG_OR_SHORT)),
+        }
+    }
+
+    /// What is said of a record that nobody can ask for.
+    fn nameless(&self, key: &Key, why: &dyn fmt::Display) -> Error {
+        const SHOWN: usize = 40;
+
+        let rest = key.strip_prefix(self.id.as_bytes()).unwrap_or(key);
+        let mut hex = base16ct::lower::encode_string(&rest[..rest.len().min(SHOWN)]);
+        if rest.len() > SHOWN {
+            hex.push('…');
+        }
+        Error::RecordNameless { org: self.name.to_string(), key: hex, why: why.to_string() }
+    }
+
     /// Where the record may lie, by one snapshot of the org's keys.
     pub(crate) fn places(&self, keys: &OrgKeys, name: &[u8]) -> Result<Places> {
         if !self.is_blinded() {
@@ -148,28 +173,37 @@ impl OrgState {
 
 impl OrgKeys {
     /// The name of the record with this storage key.
-    pub(crate) fn name<'k>(&self, org: &OrgState, key: &'k [u8]) -> Result<Cow<'k, [u8]>> {
+    ///
+    /// # Errors
+    /// [`Error::RecordNameless`] for one that no call can ask for, [`Error::KeySuspended`].
+    pub(crate) fn name<'k>(&self, org: &OrgState, key: &'k Key) -> Result<Cow<'k, [u8]>> {
         if !org.is_blinded() {
-            return Ok(Cow::Borrowed(&key[OrgId::LEN..]));
+            return org.clear_name(key).map(Cow::Borrowed);
+        }
+        let nameless = |why: &dyn fmt::Display| Err(org.nameless(key, why));
+        if key.is_foreign() {
+            return nameless(&FOREIGN);
         }
         let Some(version) = name::version(key) else {
-            return Err(self.nameless(key, "its blinded name has no key version"));
+            return nameless(&"its blinded name has no key version");
         };
         match self.slot(version) {
             Some(slot) => match &slot.name_key {
                 Some(names) => match names.open(key) {
-                    Ok(name) => Ok(Cow::Owned(name)),
-                    Err(why) => Err(self.nameless(key, why)),
+                    Ok(name) => match org.check_name(&name) {
+                        Ok(()) => Ok(Cow::Owned(name)),
+                        Err(_) => nameless(&TOO_LONG_OR_SHORT),
+                    },
+                    Err(why) => nameless(&why),
                 },
-                None if slot.state == KeyState::Retired => {
-                    Err(Error::KeyRetired { org: self.name.to_string(), version })
-                }
+                None if slot.state == KeyState::Retired => nameless(&format!(
+                    "it is blinded under {version}, which is retired: it comes from an older copy of \
+                     the data"
+                )),
                 None => Err(self.suspended(version)),
             },
             None => {
-                let why =
-                    format!("its name is blinded under {version}, which this keyring never had");
-                Err(self.nameless(key, why))
+                nameless(&format!("it is blinded under {version}, which this keyring never had"))
             }
         }
     }
@@ -192,15 +226,6 @@ impl OrgKeys {
     /// Whether a write would put the record there.
     pub(crate) fn is_newest_place(&self, org: &OrgState, key: &[u8]) -> bool {
         !org.is_blinded() || name::version(key) == Some(self.active)
-    }
-
-    /// Of a record whose name does not open: the first bytes of its storage key.
-    fn nameless(&self, key: &[u8], why: impl ToString) -> Error {
-        let start = key.get(OrgId::LEN..).unwrap_or_default();
-        let hex: String = start.iter().take(40).map(|byte| format!("{byte:02x}")).collect();
-        let why =
-            format!("{}; nobody can ask for it: remove it by `remove_nameless`", why.to_string());
-        self.damaged(format!("(blinded) {hex}").as_bytes(), why)
     }
 }
 
@@ -317,32 +342,6 @@ impl Engine {
         org.read(|keys| self.find(org, keys, name)).map(|found| found.is_some())
     }
 
-    /// Deletes the records whose blinded name opens under no key that the org has, and so can
-    /// neither be read nor deleted by name. Those of suspended keys stay.
-    pub(crate) fn remove_nameless(&self, org: &OrgState) -> Result<u64> {
-        self.check_writable()?;
-        let mut removed = 0;
-        for pair in self.storage.scan(Space::Records, prefix_range(org.id.as_bytes())) {
-            let (key, stored) = pair?;
-            // With a snapshot from before the key became active its name would not open.
-            let name = org.gate.read(|keys| keys.name(org, &key).map(drop));
-            if matches!(name, Err(Error::RecordDamaged { .. } | Error::KeyRetired { .. }))
-                && self.storage.compare_and_swap(Space::Records, &key, Some(&stored), None)?
-            {
-                removed += 1;
-            }
-        }
-        self.written();
-        if removed > 0 {
-            self.change(None, |_, drafts| {
-                let event = AuditEvent::NamelessRemoved { records: removed };
-                drafts.push(Draft::new(event).org(&org.name, org.id));
-                Ok(())
-            })?;
-        }
-        Ok(removed)
-    }
-
     /// Puts an envelope to the newest place, or nothing, and takes away what lies at others. No
     /// places for a clear name.
     pub(super) fn replace(
@@ -382,7 +381,7 @@ impl Engine {
         &self,
         org: &OrgState,
         keys: &Entered<'_, OrgKeys>,
-        (name, key): (&[u8], &[u8]),
+        (name, key): (&[u8], &Key),
         old: &Stored,
         envelope: Vec<u8>,
     ) -> Result<Moved> {
@@ -398,7 +397,7 @@ impl Engine {
         }
         let remove = Write { key: key.to_vec(), value: None };
         let newer = std::iter::once(&places.newest)
-            .chain(places.older.iter().take_while(|place| place.as_slice() != key));
+            .chain(places.older.iter().take_while(|place| place.as_slice() != &**key));
         for place in newer {
             if self.storage.get(Space::Records, place)?.is_some() {
                 self.storage.apply(Space::Records, vec![remove])?;

@@ -45,6 +45,7 @@ impl Error {
         matches!(
             self,
             Self::RecordDamaged { .. }
+                | Self::RecordNameless { .. }
                 | Self::RotationBlocked { .. }
                 | Self::FileDamaged { .. }
                 | Self::StorageDamaged { .. }

@@ -10,7 +10,6 @@ use super::parallel::ParallelScan;
 use crate::engine::{Engine, OrgState};
 use crate::envelope::Value;
 use crate::error::Result;
-use crate::id::OrgId;
 use crate::storage::{Pairs, Range, Space, Stored, prefix_range};
 
 /// A name and its opened value.
@@ -87,7 +86,8 @@ impl Source {
             Self::Clear(pairs) => {
                 let pair = if end == End::Front { pairs.next() } else { pairs.next_back() };
                 pair.map(|pair| {
-                    pair.map(|(key, stored)| (key[OrgId::LEN..].to_vec(), Some(stored)))
+                    let (key, stored) = pair?;
+                    Ok((org.clear_name(&key)?.to_vec(), Some(stored)))
                 })
             }
             Self::Blinded(Ok(names)) => {

@@ -16,7 +16,7 @@ use crate::envelope::Header;
 use crate::error::{Error, Result};
 use crate::id::KeyVersion;
 use crate::observe::Census;
-use crate::storage::{Count, Outcome, Range, Space, Whole, prefix_range};
+use crate::storage::{Count, Key, Outcome, Range, Space, Whole, prefix_range};
 
 /// Bytes of envelopes that end a chunk: sled has read them whole.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -169,6 +169,9 @@ pub(super) fn count_next(
         seen += 1;
         bytes += stored.len();
         let more = bytes < CHUNK_BYTES;
+        if !org.is_blinded() && org.clear_name(key).is_err() {
+            census.nameless += 1;
+        }
         let header = Header::decode(&stored).ok().filter(|header| header.org == org.id);
         let (Some(header), Some(place)) = (header, place(org, key)) else {
             census.malformed += 1;
@@ -185,8 +188,12 @@ pub(super) fn count_next(
 
 /// The version that a record's name is under, `None` if names are clear; nothing if it cannot be
 /// read.
-fn place(org: &OrgState, key: &[u8]) -> Option<Option<KeyVersion>> {
-    if org.is_blinded() { place_version(key).map(Some) } else { Some(None) }
+fn place(org: &OrgState, key: &Key) -> Option<Option<KeyVersion>> {
+    match (org.is_blinded(), key.is_foreign()) {
+        (true, false) => place_version(key).map(Some),
+        (true, true) => None,
+        (false, _) => Some(None),
+    }
 }
 
 /// Where one stretch ends and the next begins.

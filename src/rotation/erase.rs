@@ -42,7 +42,10 @@ impl Deletion {
         if !records.is_empty() {
             let count = records.len() as u64;
             let delete = |(key, _): (Key, _)| Write { key: key.to_vec(), value: None };
-            engine.storage.apply(Space::Records, records.into_iter().map(delete).collect())?;
+            let (foreign, own): (Vec<_>, Vec<_>) =
+                records.into_iter().partition(|(key, _)| key.is_foreign());
+            engine.storage.remove_strays(&foreign)?;
+            engine.storage.apply(Space::Records, own.into_iter().map(delete).collect())?;
             engine.written();
             deleted += count;
             self.deleted = Some(deleted);

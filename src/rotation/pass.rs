@@ -247,7 +247,7 @@ pub(super) fn rewrite_next(
 fn rewrite(
     engine: &Engine,
     org: &OrgState,
-    key: &[u8],
+    key: &Key,
     mut stored: Stored,
     tally: &mut Tally,
 ) -> Result<()> {
@@ -289,7 +289,7 @@ fn rewrite(
             }
             (_, Err(error @ Error::KeySuspended { .. }), _) => return Err(error),
             (name, Err(error), _) => {
-                let now = engine.storage.get(Space::Records, key)?;
+                let now = engine.storage.get_found(Space::Records, key)?;
                 if now.as_ref() == Some(&stored) {
                     tracing::error!(org = %org.name, %error, "a record does not open");
                     let described = || match name {
@@ -304,7 +304,7 @@ fn rewrite(
             (_, Ok(Some(_)), _) => debug_assert!(false, "opened without a header or a name"),
         }
         drop(keys);
-        match engine.storage.get(Space::Records, key)? {
+        match engine.storage.get_found(Space::Records, key)? {
             Some(newer) => stored = newer,
             None => {
                 tally.gone += 1;

@@ -10,7 +10,7 @@ use super::job::{Done, Job, Kind};
 use crate::engine::{Engine, OrgState, split_at_places_of};
 use crate::error::{Error, Result};
 use crate::id::KeyVersion;
-use crate::storage::{Range, Space, prefix_range};
+use crate::storage::{Key, Range, Space, prefix_range};
 
 /// A walk of the threads over an org's records, each in a span of its own.
 pub(super) struct Walk {
@@ -153,12 +153,13 @@ pub(super) fn against_moves(org: &OrgState, active: KeyVersion) -> (Range, Optio
 /// A key halfway between the first and the last one of the span, with records on both sides. How
 /// many, nobody knows: what is left of a large half is cut again.
 fn cut(engine: &Engine, span: &Range) -> Result<Option<Vec<u8>>> {
+    // No span can begin at a foreign key.
+    let is_cut = |pair: &Result<(Key, _)>| pair.as_ref().map_or(true, |(key, _)| !key.is_foreign());
     let mut records = engine.storage.scan(Space::Records, span.clone());
-    let (Some(first), Some(last)) = (records.next().transpose()?, records.next_back().transpose()?)
-    else {
+    let (Some(first), Some(last)) = (records.find(is_cut), records.rfind(is_cut)) else {
         return Ok(None);
     };
-    Ok(middle(&first.0, &last.0))
+    Ok(middle(&first?.0, &last?.0))
 }
 
 /// A key between two, by the first 16 bytes behind what they share.

@@ -40,6 +40,9 @@ pub(crate) type Pairs = Box<dyn DoubleEndedIterator<Item = Result<(Key, Stored)>
 pub(crate) trait Storage: Send + Sync {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Stored>>;
 
+    /// The same for a key that was walked over.
+    fn get_found(&self, space: Space, key: &Key) -> Result<Option<Stored>>;
+
     /// Writes one key, or deletes it.
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()>;
 
@@ -57,8 +60,13 @@ pub(crate) trait Storage: Send + Sync {
     /// some of the new.
     fn apply(&self, space: Space, writes: Vec<Write>) -> Result<()>;
 
-    /// Gives the pairs of `range` to `each`, in key order, until that says `false`; whether it
-    /// came to the end. For some thousand pairs at a time: cheaper for each than a
+    /// Deletes records that were walked over and that none of the store's own writes has made, as
+    /// far as can be told: each that still has the value it was met with. Returns how many it were.
+    /// Where a group is not as the digest says just because of them, it is so afterwards.
+    fn remove_strays(&self, strays: &[(Key, Stored)]) -> Result<u64>;
+
+    /// Gives the pairs of `range` to `each`, in key order, until that says `false`, but never ending
+    /// at a foreign key ([`Key::is_foreign`]); whether it came to the end. For some thousand pairs at a time: cheaper for each than a
     /// [`scan`](Self::scan), and not followed by a replacement of the database, of which the walk
     /// then gives what it held at that moment.
     fn walk(

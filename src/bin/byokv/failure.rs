@@ -91,6 +91,7 @@ impl Failure {
                 Error::Backup(why) => backup(why),
                 Error::KeyConflict { .. } => "key_conflict",
                 Error::RecordDamaged { .. } => "record_damaged",
+                Error::RecordNameless { .. } => "record_nameless",
                 Error::RotationBlocked { .. } => "rotation_blocked",
                 Error::RootKeyUnavailable { .. } => "root_key_unavailable",
                 Error::KeyFile { .. } => "key_file",
@@ -165,6 +166,9 @@ impl Failure {
                 | ImportError::Used { .. }
                 | ImportError::Withdrawn { .. },
             ) => "byokv key import-token ORG".to_owned(),
+            Error::RecordNameless { org, .. } => {
+                format!("byokv org remove-nameless {}", quoted(org))
+            }
             Error::RotationBlocked { org, .. } => format!(
                 "`byokv verify --deep {0}` names every such record; the next `byokv rotation wait \
                  {0}` tries again",

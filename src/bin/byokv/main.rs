@@ -14,6 +14,7 @@ mod entry;
 mod erase;
 mod failure;
 mod foreign;
+mod json;
 mod jsonl;
 mod key;
 mod names;
@@ -40,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use byokv::{OrgId, RootKey, StorePosition};
+use byokv::{OrgId, RootKey, StorePosition, text};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{Failure, Result};
@@ -160,7 +161,7 @@ enum Command {
     /// Store a value, read from stdin or a file
     Put(record::Put),
     /// Print a value, byte for byte
-    Get(record::Name),
+    Get(record::Get),
     /// Delete a record, fine if there is none, or all whose names start alike
     Delete(record::Delete),
     /// List the names of an org's records
@@ -242,6 +243,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         let message = error.to_string();
         let message = message.trim_start_matches("error: ").trim_end().to_owned();
         Ui { json, quiet: false }.failure(&Failure::Usage(message));
+    } else if let message = error.render().to_string()
+        && text::clean(&message) != message
+    {
+        // It repeats an argument that a terminal would obey.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text::clean(&message).as_bytes());
     } else if error.print().is_err() {
         return ExitCode::SUCCESS;
     }
@@ -258,7 +264,7 @@ fn run(context: &Context, command: Command) -> Result {
         Command::Keygen => setup::keygen(context),
         Command::Org(command) => command.run(context),
         Command::Put(put) => put.run(context),
-        Command::Get(name) => name.get(context),
+        Command::Get(get) => get.run(context),
         Command::Delete(delete) => delete.run(context),
         Command::List(list) => list.run(context),
         Command::Import(import) => import.run(context),

@@ -24,10 +24,14 @@ pub(super) enum Command {
     },
     /// Change what an org may do, and when its keys rotate and retire; a key that it brought stays
     Policy(Policy),
-    /// Delete records whose blinded name does not open, which nobody can read or delete by name
+    /// Delete an org's records that have no name which anybody could ask for, or those of no org
     RemoveNameless {
         /// Name of the org
-        name: String,
+        #[arg(required_unless_present = "no_org", conflicts_with = "no_org")]
+        name: Option<String>,
+        /// Those that belong to no org: put back after it was erased, or put there by somebody else
+        #[arg(long)]
+        no_org: bool,
     },
     /// Erase an org: destroy its keys, then delete its records
     Delete(erase::Delete),
@@ -223,8 +227,11 @@ impl Command {
             ),
             Self::Show { name } => show(ui, &store.keys().status(&name)?),
             Self::Policy(policy) => policy.run(ui, store),
-            Self::RemoveNameless { name } => {
-                let removed = store.keys().remove_nameless(&name)?;
+            Self::RemoveNameless { name, no_org: _ } => {
+                let removed = match &name {
+                    Some(name) => store.keys().remove_nameless(name)?,
+                    None => store.keys().remove_ownerless()?,
+                };
                 let records = ui::records(removed);
                 ui.done(
                     &json!({"org": name, "removed": removed}),

@@ -1,17 +1,19 @@
 //! `byokv put`, `get`, `delete`, `list`: records of an org.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use byokv::Org;
+use byokv::text::is_visible;
+use byokv::{Error, Org};
 use clap::{ArgAction, Args};
 use serde_json::json;
 
 use super::failure::{Failure, Result};
 use super::jsonl::Line;
+use super::names::Nameless;
 use super::secret::{self, Output};
 use super::{Context, erase, names, ui};
 
@@ -43,6 +45,15 @@ pub(super) struct Name {
     name: OsString,
     #[command(flatten)]
     form: names::Form,
+}
+
+#[derive(Args)]
+pub(super) struct Get {
+    #[command(flatten)]
+    record: Name,
+    /// Print the value on a terminal too where that would obey some of it
+    #[arg(long)]
+    raw: bool,
 }
 
 #[derive(Args)]
@@ -100,22 +111,39 @@ impl Put {
     }
 }
 
-impl Name {
-    pub(super) fn get(self, context: &Context) -> Result {
-        let name = &self.form.read(&self.name)?;
-        let value = context.with_store(|store| Ok(store.org(&self.org)?.get(name)?))?;
+impl Get {
+    pub(super) fn run(self, context: &Context) -> Result {
+        let Name { org, name, form } = self.record;
+        let name = &form.read(&name)?;
+        let value = context.with_store(|store| Ok(store.org(&org)?.get(name)?))?;
         let value = value.ok_or_else(|| {
-            let name = ui::visible(name);
-            Failure::NotFound(format!("org \"{}\" has no record \"{name}\"", self.org))
+            let (name, org) = (ui::visible(name), ui::visible(org.as_bytes()));
+            Failure::NotFound(format!("org \"{org}\" has no record \"{name}\""))
         })?;
         let mut out = Output::new()?;
         if context.ui.json {
             out.json(&Line { name, value: Some(&value) })?;
         } else {
+            if !self.raw {
+                refuse_on_terminal(&value)?;
+            }
             out.write_all(&value)?;
         }
         out.finish()
     }
+}
+
+/// What a program reads is given byte for byte; a terminal would obey some bytes.
+fn refuse_on_terminal(value: &[u8]) -> Result {
+    let is_shown = |c: char| is_visible(c) || c == '\n' || c == '\t';
+    let is_text =
+        str::from_utf8(value).is_ok_and(|text| text.replace("\r\n", "\n").chars().all(is_shown));
+    if is_text || !io::stdout().is_terminal() {
+        return Ok(());
+    }
+    let why = "the value is not plain text: a terminal would obey some of it; nothing was printed; \
+               redirect stdout to a file or a program, print JSON with --json, or add --raw";
+    Err(Failure::Usage(why.to_owned()))
 }
 
 impl Delete {
@@ -143,8 +171,7 @@ fn delete_all(context: &Context, name: &str, prefix: &[u8], yes: bool) -> Result
         let org = store.org(name)?.durable();
         let mut count = 0_u64;
         for name in org.scan(prefix).names() {
-            name?;
-            count += 1;
+            count += u64::from(named(name)?.is_some());
         }
         if count > 0 {
             let shown = ui::visible(prefix);
@@ -185,10 +212,12 @@ fn in_batches(org: &Org, prefix: &[u8], mut deleted: impl FnMut(u64)) -> Result 
     loop {
         let (mut batch, mut len) = (org.batch(), 0);
         while len < RECORDS
-            && let Some(name) = names.next().transpose()?
+            && let Some(name) = names.next()
         {
-            batch = batch.delete(name);
-            len += 1;
+            if let Some(name) = named(name)? {
+                batch = batch.delete(name);
+                len += 1;
+            }
         }
         if len == 0 {
             return Ok(());
@@ -198,14 +227,22 @@ fn in_batches(org: &Org, prefix: &[u8], mut deleted: impl FnMut(u64)) -> Result 
     }
 }
 
+/// The name; `None` for a record without one, which `org remove-nameless` deletes.
+fn named(name: byokv::Result<Vec<u8>>) -> byokv::Result<Option<Vec<u8>>> {
+    match name {
+        Err(Error::RecordNameless { .. }) => Ok(None),
+        name => name.map(Some),
+    }
+}
+
 impl List {
     pub(super) fn run(self, context: &Context) -> Result {
         let prefix = self.form.read(&self.prefix)?;
         context.with_store(|store| {
             let org: Org = store.org(&self.org)?;
-            let mut out = Output::new()?;
+            let (mut out, mut nameless) = (Output::new()?, Nameless::default());
             for name in org.scan(prefix).names() {
-                let name = name?;
+                let Some(name) = nameless.pass(name)? else { continue };
                 if context.ui.json {
                     out.json(&Line { name: &name, value: None })?;
                 } else if !self.raw {
@@ -222,7 +259,8 @@ impl List {
                     out.write_all(b"\0")?;
                 }
             }
-            out.finish()
+            out.finish()?;
+            nameless.end()
         })
     }
 }

@@ -11,6 +11,7 @@ use rand::TryRng;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::failure::{Failure, Result};
+use super::json;
 use super::ui::Ui;
 
 pub(super) type Secret = Zeroizing<Vec<u8>>;
@@ -144,8 +145,8 @@ impl Output {
         Ok(Self { to: raw()?, buffer: Zeroizing::new(Vec::with_capacity(CHUNK)) })
     }
 
-    pub(super) fn json(&mut self, json: &impl serde::Serialize) -> Result {
-        serde_json::to_writer(&mut *self, json).map_err(io::Error::from)?;
+    pub(super) fn json(&mut self, value: &impl serde::Serialize) -> Result {
+        json::write(&mut *self, value)?;
         Ok(self.write_all(b"\n")?)
     }
 

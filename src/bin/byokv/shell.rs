@@ -1,8 +1,10 @@
 //! `byokv completions` and `man`: for the shell and the manual; and what the shell sets.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
+use byokv::text;
 use clap::builder::Resettable;
 use clap::{Arg, Args, Command};
 use clap_complete::Shell;
@@ -38,17 +40,30 @@ impl Completions {
         if ui.json {
             return super::ui::object(&json!({"script": String::from_utf8_lossy(&script)}));
         }
-        Ok(std::io::stdout().lock().write_all(&script)?)
+        Ok(io::stdout().lock().write_all(&script)?)
     }
 }
 
 impl Man {
     pub(super) fn run(self, ui: &Ui, command: Command) -> Result {
-        let dir = &self.dir;
-        std::fs::create_dir_all(dir)
-            .and_then(|()| clap_mangen::generate_to(command.name("byokv"), dir))
-            .map_err(|e| Failure::Failed(format!("writing to {}: {e}", dir.display())))?;
-        let dir = dir.display();
-        ui.done(&json!({"dir": dir.to_string()}), format_args!("manual pages written to {dir}"))
+        let dir = text::path(&self.dir);
+        generate(command.name("byokv"), &self.dir)
+            .map_err(|e| Failure::Failed(format!("writing to {dir}: {e}")))?;
+        ui.done(&json!({"dir": dir}), format_args!("manual pages written to {dir}"))
     }
+}
+
+/// Each page takes the place of what has its name, also of a link, and is never written through
+/// one: pages are made in a new directory and moved.
+fn generate(command: Command, dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let new = dir.join(format!(".byokv-man-{}", std::process::id()));
+    fs::create_dir(&new)?;
+    let made = clap_mangen::generate_to(command, &new).and_then(|()| {
+        fs::read_dir(&new)?.try_for_each(|page| {
+            let page = page?;
+            fs::rename(page.path(), dir.join(page.file_name()))
+        })
+    });
+    made.and(fs::remove_dir_all(&new))
 }

@@ -13,9 +13,10 @@ use super::Context;
 use super::entry::{Entry, Refusal};
 use super::failure::{Failure, Result};
 use super::jsonl::{self, Line};
+use super::names::{self, Nameless};
 use super::secret::{self, Output, Secret};
 use super::ui::{self, Bar};
-use super::{docker, dotenv_read, dotenv_write, names};
+use super::{docker, dotenv_read, dotenv_write};
 
 const READERS: &str = "\
 dotenv has no one format. What is written as `dotenv` bash (`set -a; . ./.env`), node (--env-file,
@@ -198,8 +199,9 @@ impl Export {
             let mut out = Output::new()?;
             // What programs shall read is written whole or not at all.
             let (mut lines, mut refused) = (Vec::new(), Refused::default());
+            let mut nameless = Nameless::default();
             for record in store.org(&self.org)?.scan(&prefix) {
-                let record = record?;
+                let Some(record) = nameless.pass(record)? else { continue };
                 let strip = if self.strip_prefix { prefix.len() } else { 0 };
                 let name = record.name.get(strip..).unwrap_or_default();
                 let line = match self.format {
@@ -217,6 +219,9 @@ impl Export {
                 }
             }
             refused.check()?;
+            if !matches!(self.format, Format::Jsonl) {
+                std::mem::take(&mut nameless).end()?;
+            }
             for line in &lines {
                 out.write_all(line)?;
             }
@@ -224,7 +229,8 @@ impl Export {
             if matches!(self.format, Format::Dotenv) {
                 quoted = lines.iter().filter(|line| dotenv_write::is_quoted(line)).count();
             }
-            out.finish()
+            out.finish()?;
+            nameless.end()
         })?;
         context.ui.note(format_args!("{} exported", ui::records(count)));
         if quoted > 0 {

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
 use anstyle::{AnsiColor, Style};
+use byokv::text::clean;
 use byokv::{Phase, Progress};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::failure::{Failure, Result};
+use super::json;
 
 #[derive(Clone, Copy)]
 pub(super) struct Ui {
@@ -54,15 +56,16 @@ impl Ui {
     pub(super) fn note(self, text: impl Display) {
         if !self.quiet && !self.json {
             // Nobody is there to be told that stderr is gone.
-            let _ = writeln!(anstream::stderr(), "{text}");
+            let _ = writeln!(anstream::stderr(), "{}", clean(&text.to_string()));
         }
     }
 
     pub(super) fn warn(self, text: impl Display) {
         let _ = if self.json {
-            writeln!(io::stderr(), "{}", json!({"warning": text.to_string()}))
+            json_line(&json!({"warning": text.to_string()}))
         } else {
-            writeln!(anstream::stderr(), "{YELLOW}warning:{YELLOW:#} {text}")
+            let text = text.to_string();
+            writeln!(anstream::stderr(), "{YELLOW}warning:{YELLOW:#} {}", clean(&text))
         };
     }
 
@@ -74,14 +77,14 @@ impl Ui {
             if let Some(hint) = hint {
                 error["hint"] = hint.into();
             }
-            writeln!(io::stderr(), "{}", json!({"error": error}))
+            json_line(&json!({"error": error}))
         } else {
             let (style, word) = match failure {
                 Failure::Waits(_) => (YELLOW, "waiting"),
                 _ => (RED, "error"),
             };
-            writeln!(err, "{style}{word}:{style:#} {message}").and_then(|()| match hint {
-                Some(hint) => writeln!(err, " hint: {hint}"),
+            writeln!(err, "{style}{word}:{style:#} {}", clean(&message)).and_then(|()| match hint {
+                Some(hint) => writeln!(err, " hint: {}", clean(&hint)),
                 None => Ok(()),
             })
         };
@@ -159,9 +162,12 @@ fn speed(progress: &Progress) -> String {
 
 /// Prints one JSON object on its line.
 pub(super) fn object(json: &impl Serialize) -> Result {
-    let text =
-        serde_json::to_string(json).map_err(|e| Failure::Failed(format!("writing JSON: {e}")))?;
-    line(text)
+    line(json::text(json).map_err(|e| Failure::Failed(format!("writing JSON: {e}")))?)
+}
+
+/// The same, on stderr.
+fn json_line(json: &impl Serialize) -> io::Result<()> {
+    writeln!(io::stderr(), "{}", json::text(json)?)
 }
 
 pub(super) fn line(text: impl Display) -> Result {

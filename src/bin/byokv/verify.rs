@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Context;
 use super::erase;
-use super::failure::{Failure, Result};
+use super::failure::{Failure, Result, quoted};
 use super::ui::{self, RED, Ui};
 
 #[derive(Args)]
@@ -38,8 +38,8 @@ struct Count {
 #[derive(Default)]
 struct Findings {
     counts: Vec<Count>,
-    /// Of which org, which record if known, and what.
-    faults: Vec<(String, Option<Vec<u8>>, String)>,
+    /// Of which org, if of any; which record, if known; and what.
+    faults: Vec<(Option<String>, Option<Vec<u8>>, String)>,
     opened: u64,
     /// Under a suspended key, which is no fault.
     withheld: u64,
@@ -66,6 +66,9 @@ impl Verify {
                 if self.deep {
                     findings.open(ui, org, records)?;
                 }
+            }
+            if self.org.is_none() {
+                findings.ownerless(store)?;
             }
             // What is missing has no header to look at.
             missing = match &self.org {
@@ -107,7 +110,18 @@ fn accept_loss(ui: Ui, store: &Store, org: &str, yes: bool) -> Result {
 
 impl Findings {
     fn fault(&mut self, org: &str, record: Option<Vec<u8>>, why: impl Into<String>) {
-        self.faults.push((org.to_owned(), record, why.into()));
+        self.faults.push((Some(org.to_owned()), record, why.into()));
+    }
+
+    fn ownerless(&mut self, store: &Store) -> Result {
+        let records = store.keys().ownerless()?;
+        if records > 0 {
+            let records = ui::records(records);
+            let why =
+                format!("{records} of no org; `byokv org remove-nameless --no-org` deletes them");
+            self.faults.push((None, None, why));
+        }
+        Ok(())
     }
 
     /// By headers alone. Returns how many records there are. `deep` names each bad record later.
@@ -138,6 +152,10 @@ impl Findings {
         if census.malformed > 0 {
             let why = "whose header is damaged or names another org".to_owned();
             faults.push((census.malformed, why));
+        }
+        if census.nameless > 0 {
+            let how = format!("`byokv org remove-nameless {}` deletes them", quoted(name));
+            faults.push((census.nameless, format!("without a name; {how}")));
         }
         if deep {
             faults.clear();
@@ -175,6 +193,12 @@ impl Findings {
                     let name = name.unwrap_or_else(|| text.into_bytes());
                     self.fault(org.name(), Some(name), why);
                 }
+                Err(Error::RecordNameless { key, why, .. }) => {
+                    let how =
+                        format!("`byokv org remove-nameless {}` deletes it", quoted(org.name()));
+                    let why = format!("a record without a name, storage key {key}: {why}; {how}");
+                    self.fault(org.name(), None, why);
+                }
                 Err(error @ Error::KeyRetired { .. }) => {
                     self.fault(org.name(), name, error.to_string());
                 }
@@ -208,7 +232,8 @@ impl Findings {
         for (org, record, why) in &self.faults {
             let record = record.as_deref().map(ui::visible);
             let record = record.map_or_else(String::new, |record| format!(", record {record}"));
-            ui::line(format_args!("{RED}fault{RED:#}  org {org}{record}: {why}"))?;
+            let whose = org.as_ref().map_or_else(String::new, |org| format!("org {org}{record}: "));
+            ui::line(format_args!("{RED}fault{RED:#}  {whose}{why}"))?;
         }
         if deep && self.withheld > 0 {
             let many = ui::records(self.withheld);

@@ -16,6 +16,7 @@ mod log;
 mod pins;
 mod scan;
 mod settings;
+mod strays;
 mod sums;
 mod tail;
 mod verify;
@@ -122,6 +123,18 @@ impl Storage for SledStorage {
             Err(_) if !Arc::ptr_eq(&database, &self.0.current()) => self.get(space, key),
             found => found,
         }
+    }
+
+    fn get_found(&self, space: Space, key: &Key) -> Result<Option<Stored>> {
+        let database = self.0.current();
+        match database.get_raw(space, &key.raw()) {
+            Err(_) if !Arc::ptr_eq(&database, &self.0.current()) => self.get_found(space, key),
+            found => Ok(found?.map(Stored)),
+        }
+    }
+
+    fn remove_strays(&self, strays: &[(Key, Stored)]) -> Result<u64> {
+        self.0.remove_strays(strays)
     }
 
     fn put(&self, space: Space, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {

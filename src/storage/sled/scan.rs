@@ -5,9 +5,10 @@ use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use super::database::{Database, RawPair, RawRange};
+use super::digest::group_of;
 use super::keys::{escape, unescape};
-use super::{Range, Shared, Space, Stored};
-use crate::error::{Error, Result};
+use super::{Group, Range, Shared, Space, Stored};
+use crate::error::Result;
 
 /// A key as a walk hands it out: shared with sled unless it is written otherwise there.
 #[derive(Clone)]
@@ -17,16 +18,37 @@ pub(crate) struct Key(Spelling);
 enum Spelling {
     Same(sled::IVec),
     Unescaped(Vec<u8>),
+    /// What [`escape`] never writes.
+    Foreign(sled::IVec),
 }
 
 impl Key {
-    /// `None` for a key that byokv never writes.
-    fn new(key: sled::IVec) -> Option<Self> {
-        let unescaped = match unescape(&key)? {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(plain) => Some(plain),
-        };
-        Some(Self(unescaped.map_or(Spelling::Same(key), Spelling::Unescaped)))
+    fn new(key: sled::IVec) -> Self {
+        Self(match unescape(&key) {
+            Some(Cow::Borrowed(_)) => Spelling::Same(key),
+            Some(Cow::Owned(plain)) => Spelling::Unescaped(plain),
+            None => Spelling::Foreign(key),
+        })
+    }
+
+    /// Returns true for a key that no write of ours makes. Its bytes are as sled has them: no other
+    /// call finds it by them than those that take a key that was walked over, and no range can begin
+    /// or end at it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.0, Spelling::Foreign(_))
+    }
+
+    /// What the digest counts it with: for records, by the id that it begins with.
+    pub(crate) fn group(&self, space: Space) -> Group {
+        group_of(space, &self.raw())
+    }
+
+    /// As sled has it.
+    pub(super) fn raw(&self) -> Cow<'_, [u8]> {
+        match &self.0 {
+            Spelling::Same(key) | Spelling::Foreign(key) => Cow::Borrowed(key),
+            Spelling::Unescaped(key) => escape(key),
+        }
     }
 }
 
@@ -35,7 +57,7 @@ impl Deref for Key {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Spelling::Same(key) => key,
+            Spelling::Same(key) | Spelling::Foreign(key) => key,
             Spelling::Unescaped(key) => key,
         }
     }
@@ -46,11 +68,6 @@ pub(super) fn raw((from, to): Range) -> RawRange {
     (bound(from), bound(to))
 }
 
-fn foreign(database: &Database) -> Error {
-    let why = "there is a key that byokv never writes".to_owned();
-    Error::StorageDamaged { path: database.dir().to_owned(), why }
-}
-
 /// Gives pairs to `each` until that says `false`; whether it came to the end.
 pub(super) fn walk(
     database: &Database,
@@ -58,18 +75,18 @@ pub(super) fn walk(
     range: Range,
     each: &mut dyn FnMut(Key, Stored) -> bool,
 ) -> Result<bool> {
-    walk_raw(database, space, raw(range), &mut |key, stored| each_pair(database, key, stored, each))
+    walk_raw(database, space, raw(range), &mut |key, stored| Ok(each_pair(key, stored, each)))
 }
 
-/// Hands a pair of sled's to `each`.
+/// Hands a pair of sled's to `each`. A walk never ends at a foreign key, because none can go on there.
 pub(super) fn each_pair(
-    database: &Database,
     key: &sled::IVec,
     stored: &sled::IVec,
     each: &mut dyn FnMut(Key, Stored) -> bool,
-) -> Result<bool> {
-    let key = Key::new(key.clone()).ok_or_else(|| foreign(database))?;
-    Ok(each(key, Stored(stored.clone())))
+) -> bool {
+    let key = Key::new(key.clone());
+    let is_foreign = key.is_foreign();
+    each(key, Stored(stored.clone())) || is_foreign
 }
 
 /// Likewise, of keys and values as sled has them.
@@ -135,8 +152,7 @@ impl Scan {
         match self.iter().and_then(|(database, iter)| database.step(|| step(iter))) {
             Ok(Some((key, value))) => {
                 rest(&mut self.range, key.clone());
-                let found = Key::new(key).ok_or_else(|| foreign(&self.shared.current()));
-                Some(found.map(|key| (key, Stored(value))))
+                Some(Ok((Key::new(key), Stored(value))))
             }
             Ok(None) => {
                 self.ended = true;

@@ -12,7 +12,7 @@ use super::{Group, Key, Shared, Space, Stored, Whole};
 use crate::error::Result;
 
 /// Pairs that are read before they are counted.
-const PAIRS: usize = 2048;
+pub(super) const PAIRS: usize = 2048;
 /// Groups that are counted together, for what it costs to wait for the writes that are under way.
 const TOGETHER: usize = 64;
 
@@ -72,7 +72,7 @@ impl Shared {
     }
 
     /// A count of all of a group, in chunks of at most so many pairs.
-    fn count_all(&self, group: Group, pairs: usize) -> Result<GroupCount> {
+    pub(super) fn count_all(&self, group: Group, pairs: usize) -> Result<GroupCount> {
         let count = self.begin_count(group);
         count.digest().settle();
         let mut left = Some(raw(group.range().1));
@@ -187,7 +187,7 @@ impl Counting {
 impl Count for Counting {
     fn walk(&self, range: Range, each: &mut dyn FnMut(Key, Stored) -> bool) -> Result<bool> {
         let chunk = self.count.read(&self.shared, raw(range), &mut |key, stored| {
-            scan::each_pair(&self.shared.current(), key, stored, each)
+            Ok(scan::each_pair(key, stored, each))
         })?;
         let ended = chunk.ended();
         self.count.digest().settle();

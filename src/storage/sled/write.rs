@@ -52,15 +52,25 @@ impl Shared {
         new: Option<Vec<u8>>,
         expected: Option<Option<&Stored>>,
     ) -> Result<bool> {
-        let key = escape(key);
+        self.replace_raw(space, &escape(key), new, expected)
+    }
+
+    /// The same for a key as sled has it.
+    pub(super) fn replace_raw(
+        &self,
+        space: Space,
+        key: &[u8],
+        new: Option<Vec<u8>>,
+        expected: Option<Option<&Stored>>,
+    ) -> Result<bool> {
         let bytes = key.len() + new.as_ref().map_or(0, Vec::len);
         let needed = space == Space::System || new.is_none();
         self.write(|database, notes| {
             database.admit(bytes, needed)?;
             let digest = database.digest();
-            let number = Digest::lock_of(space, &key);
+            let number = Digest::lock_of(space, key);
             let _locked = digest.lock(number);
-            let place = || digest.place(space, &key);
+            let place = || digest.place(space, key);
             let sum;
             let mut deletion = None;
             // What to look for where a write fails, which may have been made all the same, and
@@ -68,7 +78,7 @@ impl Shared {
             let (written, sought, prints) = match (new, expected) {
                 (Some(new), None) => {
                     let new = digest.dress_when_written(new);
-                    let merge = || database.merge_raw(space, &key, &new);
+                    let merge = || database.merge_raw(space, key, &new);
                     let (written, prints) = digest::merging(merge);
                     // Where it did not even look for what it replaces, it made nothing.
                     let Some(prints) = prints else { return written.map(|()| true) };
@@ -78,40 +88,56 @@ impl Shared {
                     let (place, old) = (place(), expected.map(Stored::raw));
                     let new = digest.dress(place, new, old);
                     let prints = (digest.now(place, old), digest.now(place, Some(&new)));
-                    let swapped = database.swap_raw(space, &key, old, &new);
+                    let swapped = database.swap_raw(space, key, old, &new);
                     (swapped, Some(new), prints)
                 }
                 (None, expected) => {
-                    let old = database.get_raw(space, &key)?;
+                    let old = database.get_raw(space, key)?;
                     let old = old.as_deref();
                     if expected.is_some_and(|expected| expected.map(Stored::raw) != old) {
                         return Ok(false);
                     }
                     let Some(old) = old else { return Ok(true) };
                     let place = place();
-                    let group = group_of(space, &key);
+                    let group = group_of(space, key);
                     sum = digest.sum(group);
                     let deletion = deletion.insert(sum.delete(group));
                     notes.add(Space::System, deletion.key());
                     let deleted = digest
                         .note_deletion(database, deletion, &[(place, old)])
-                        .and_then(|()| database.remove_raw(space, &key));
+                        .and_then(|()| database.remove_raw(space, key));
                     (deleted.map(|()| true), None, (digest.now(place, Some(old)), 0))
                 }
             };
             let is_made = match &written {
                 Ok(made) => *made,
                 // Where it cannot be read, sled got no further than that.
-                Err(_) => holds(database, space, &key, sought.as_deref()).unwrap_or(false),
+                Err(_) => holds(database, space, key, sought.as_deref()).unwrap_or(false),
             };
             if is_made {
-                digest.changed((space, &key), prints.0, prints.1);
+                digest.changed((space, key), prints.0, prints.1);
                 if let Some(deletion) = &mut deletion {
                     deletion.made();
                 }
             }
-            notes.add(space, &key);
+            notes.add(space, key);
             written
+        })
+    }
+
+    /// Removes one record that the digest has never counted, if it has just this value.
+    pub(super) fn remove_uncounted(&self, key: &[u8], stored: &Stored) -> Result<bool> {
+        let space = Space::Records;
+        self.write(|database, notes| {
+            let digest = database.digest();
+            let _locked = digest.lock(Digest::lock_of(space, key));
+            if database.get_raw(space, key)?.as_deref() != Some(stored.raw()) {
+                return Ok(false);
+            }
+            database.remove_raw(space, key)?;
+            digest.uncounted_is_gone((space, key), stored.raw());
+            notes.add(space, key);
+            Ok(true)
         })
     }
 

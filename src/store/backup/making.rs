@@ -133,15 +133,9 @@ impl<'a, W: Write> Making<'a, W> {
         if self.plan.skip_unreadable {
             for name in records.names() {
                 let name = match name {
-                    Err(Error::RecordDamaged { name, why, .. }) => {
+                    Err(Error::RecordNameless { key, why, .. }) => {
                         self.unnamed += 1;
-                        self.note(part, name, why);
-                        continue;
-                    }
-                    // Blinded under it: nobody can say what it is called, or ask for it.
-                    Err(error @ Error::KeyRetired { .. }) => {
-                        self.unnamed += 1;
-                        self.note(part, "(blinded)".to_owned(), error.to_string());
+                        self.note(part, format!("(nameless) {key}"), why);
                         continue;
                     }
                     name => name?,

@@ -210,6 +210,11 @@ impl GroupCount {
         }
     }
 
+    /// By how much the count has come to more than the sum. All of the group is closed.
+    pub(in super::super) fn surplus(&self) -> u64 {
+        self.with(|count| count.sum.wrapping_sub(self.sum.now())).unwrap_or(0)
+    }
+
     /// Whether the count has come to the sum. All of the group is closed.
     pub(in super::super) fn is_right(&self) -> bool {
         self.with(|count| count.sum == self.sum.now()).unwrap_or(false)

@@ -230,6 +230,13 @@ impl Digest {
         self.groups.change(group_of(space, key), key, old, new);
     }
 
+    /// Tells the counts that are under way of a value that is gone and that no sum has. The key is
+    /// still locked.
+    pub(super) fn uncounted_is_gone(&self, (space, key): (Space, &[u8]), stored: &[u8]) {
+        let old = self.now(self.place(space, key), Some(stored));
+        self.groups.with(group_of(space, key), |sum| sum.counts().change(|| 0, key, old, 0));
+    }
+
     /// Writes the sums that have changed, and then the position with the sum of all: it must come
     /// last, or a crash leaves one that vouches for sums that are not there. Where it leaves sums
     /// without their position, they hold those of the position before as well. No write is under way.
