@@ -125,7 +125,8 @@ fn seen(
         | Event::RollbackAccepted { .. }
         | Event::ForeignKeysDropped { .. }
         | Event::ClockJumped { .. }
-        | Event::ClockConfirmed { .. } => None,
+        | Event::ClockConfirmed { .. }
+        | Event::OwnerlessRemoved { .. } => None,
     }
 }
 
