@@ -115,14 +115,14 @@ fn seen(
         | Event::SealedKeyRefused { .. }
         | Event::RecordsRestored { .. }
         | Event::ImportTokenWithdrawn { .. }
-        | Event::NamelessRemoved { .. } => is_about.then_some(event),
+        | Event::NamelessRemoved { .. }
+        | Event::RollbackAccepted { .. } => is_about.then_some(event),
         // Whoever reads the log knows which backups the org was told of.
         Event::BackupNotFinished { .. } => Some(event),
         // The store's own.
         Event::StoreCreated
         | Event::DatabaseRewritten
         | Event::RootKeyChanged { .. }
-        | Event::RollbackAccepted { .. }
         | Event::ForeignKeysDropped { .. }
         | Event::ClockJumped { .. }
         | Event::ClockConfirmed { .. }
