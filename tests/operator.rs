@@ -205,7 +205,8 @@ fn stand_in(word: &str, seen: &mut HashMap<String, usize>) -> String {
         && id.len() == 32
         && !figures.is_empty()
     {
-        return format!("{}:{figures}", stand_in(id, seen));
+        // How often the store was synced depends on the machine.
+        return format!("{}:19:24", stand_in(id, seen));
     }
     let core = word.trim_end_matches([':', '.', ',']);
     let tail = &word[core.len()..];
