@@ -463,7 +463,7 @@ fn a_record_taken_away_after_a_kill_keeps_the_store_shut() {
         records.remove(name).unwrap();
     });
     let refused = place.try_open().err();
-    assert!(refused.as_ref().is_some_and(byokv::Error::is_rollback), "{refused:?}");
+    assert!(refused.as_ref().is_some_and(Error::is_rollback), "{refused:?}");
 }
 
 /// An old envelope opens as well as a new one, so only the digest tells; the same of a record

@@ -2,6 +2,7 @@
 //! backup chose them, so they keep only the orgs that came with it, and orgs that descend from
 //! those, from a key: never another org, and never the store itself.
 
+#[cfg(feature = "backup")]
 use std::collections::HashSet;
 use std::sync::Arc;
 

@@ -55,6 +55,7 @@ enum End {
 impl LiveToken {
     /// Returns true if either clock says that its time is up: setting the wall clock back extends
     /// no token.
+    #[cfg(feature = "import")]
     fn is_over(&self, now: &Seen) -> bool {
         now.wall >= self.expires || self.is_over_by_observed(now)
     }
